@@ -1,0 +1,310 @@
+"""The agent's call and its own record, in one activity.
+
+The order decides what a crash can cost: look for a finished outcome when the attempt is not the first, call the agent,
+store its large output, write the fenced record, return. After the reply only the write is retried: a store fault
+never repeats a call that somebody may have paid for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from temporalio import activity
+from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError
+
+from activities.call_session import CallFacts, CallSession
+from activities.failures import application_error, engine_application_error, is_final
+from activities.operand_values import output_mapped, resolved_input
+from engine import request_context
+from engine.domain.agent_call import AgentFailure, AgentInvocation, AgentReply, FailureReason
+from engine.domain.execution import (
+    ErrorPayload,
+    Event,
+    StepRecord,
+    StepStatus,
+    Usage,
+    Value,
+    micros,
+)
+from engine.domain.expressions import MissingPathError, json_size
+from engine.domain.ids import call_address, idempotency_key
+from engine.domain.live import live_step
+from engine.domain.messages import MAX_INLINE_OUTPUT_BYTES, AgentCallInput, StepOutcome
+from engine.domain.operands import declare, missing_path
+from engine.errors import ErrorCode, LimitExceededError, StoreError
+
+if TYPE_CHECKING:
+    from engine.domain.json import JsonValue
+    from engine.ports.agent_invoker import AgentInvoker
+    from engine.ports.artifact_store import ArtifactStore
+    from engine.ports.execution_store import ExecutionStore
+    from engine.ports.state_store import StateStore
+
+T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
+
+WRITE_PATIENCE: Final = timedelta(seconds=30)
+_FIRST_WRITE_PAUSE: Final = 0.1
+_LONGEST_WRITE_PAUSE: Final = 3.0
+
+
+class AgentActivities:
+    """Activities of the types ``agent.<agent_id>``."""
+
+    def __init__(
+        self,
+        invoker: AgentInvoker,
+        executions: ExecutionStore,
+        artifacts: ArtifactStore,
+        state: StateStore,
+    ) -> None:
+        self._invoker = invoker
+        self._executions = executions
+        self._artifacts = artifacts
+        self._state = state
+
+    @activity.defn(dynamic=True)
+    async def invoke_agent(self, args: Sequence[RawValue]) -> StepOutcome:
+        """Make one attempt of a call; argument: ``AgentCallInput``."""
+        call: AgentCallInput = activity.payload_converter().from_payload(args[0].payload, AgentCallInput)
+        request_context.execution_id.set(call.execution_id)
+        request_context.step_id.set(call.step_id)
+        return await _Attempt(call, self._invoker, self._executions, self._artifacts, self._state).run()
+
+
+class _Attempt:
+    """One attempt of one logical call."""
+
+    def __init__(
+        self,
+        call: AgentCallInput,
+        invoker: AgentInvoker,
+        executions: ExecutionStore,
+        artifacts: ArtifactStore,
+        state: StateStore,
+    ) -> None:
+        info = activity.info()
+        self.call = call
+        self.invoker = invoker
+        self.executions = executions
+        self.artifacts = artifacts
+        self.state = state
+        self.number = info.attempt
+        self.run_id = info.workflow_run_id or ""
+        self.started_at = info.started_time
+        self.token = micros(info.started_time)
+        limit = info.start_to_close_timeout or timedelta(minutes=5)
+        self.deadline = info.started_time + limit
+        self.address = call_address(call.step_id, call.item, call.n)
+        self.usage = Usage()
+        self.events: list[Event] = []
+        self.decided_recorded = not call.decided
+
+    async def run(self) -> StepOutcome:
+        """Make the attempt."""
+        if self.number > 1 or self.call.resumed:
+            finished = await self._claim()
+            if finished is not None:
+                return finished
+        else:
+            self.events.append(self._event("step.started", agent_id=self.call.agent.agent_id))
+        facts = CallFacts(
+            self.call.execution_id,
+            self.call.step_id,
+            self.number,
+            idempotency_key(self.call.execution_id, self.run_id, self.address),
+            self.deadline,
+        )
+        session = CallSession(facts, self.state, self._announce)
+        try:
+            return await self._call_and_record(session)
+        except asyncio.CancelledError:
+            session.cancel()
+            raise
+        finally:
+            await session.aclose()
+
+    async def _call_and_record(self, session: CallSession) -> StepOutcome:
+        try:
+            agent_input = await self._input()
+            reply = await self.invoker.invoke_agent(AgentInvocation(self.call.agent, agent_input, session))
+            self.usage += reply.usage
+            output = await self._output(reply)
+        except AgentFailure as failure:
+            await self._record_failure(failure)
+            raise application_error(failure, self.call, self.number, self.usage) from failure
+        record = self._record(
+            StepStatus.COMPLETED,
+            output=output,
+            agent_input=Value.of(agent_input) if self.call.trace else None,
+            completed_at=datetime.now(UTC),
+        )
+        return await self._record_outcome(record)
+
+    async def _input(self) -> JsonValue:
+        try:
+            return await resolved_input(self.call, self.executions, self.artifacts)
+        except MissingPathError as error:
+            raise self._invalid_input(missing_path(f"The mapping of step {self.call.step_id}", error)) from error
+        except LimitExceededError as error:
+            raise self._invalid_input(error.message) from error
+        except StoreError as error:
+            raise engine_application_error(error) from error
+
+    def _invalid_input(self, message: str) -> ApplicationError:
+        failure = AgentFailure(FailureReason.INVALID_REQUEST, message)
+        return application_error(failure, self.call, self.number, self.usage, invalid_input=True)
+
+    async def _output(self, reply: AgentReply) -> Value:
+        mapped = await output_mapped(self.call, reply, self.executions, self.artifacts)
+        if json_size(mapped, limit=MAX_INLINE_OUTPUT_BYTES) <= MAX_INLINE_OUTPUT_BYTES:
+            return Value.of(mapped)
+        try:
+            artifact = await self._with_patience(lambda: self.artifacts.put_artifact(mapped))
+        except LimitExceededError as error:
+            raise AgentFailure(FailureReason.INVALID_OUTPUT, error.message) from error
+        except StoreError as error:
+            raise engine_application_error(error) from error
+        return Value(ref=declare(mapped, self.call.declared, artifact))
+
+    async def _claim(self) -> StepOutcome | None:
+        claim = self._record(StepStatus.RUNNING)
+        try:
+            stored = await self._with_patience(lambda: self.executions.claim_step(claim, self.call.run_started_at))
+        except StoreError as error:
+            raise engine_application_error(error) from error
+        if stored.status is StepStatus.COMPLETED and stored.output is not None:
+            return self._outcome(stored)
+        if stored.token != self.token:
+            raise ApplicationError("A later attempt has taken over", type="superseded")
+        self.usage = stored.usage
+        self.events = [*stored.events, self._event("step.retried", attempt=self.number)]
+        return None
+
+    async def _announce(self) -> None:
+        """The call is still open after a moment: the record leaves pending, live state says running."""
+        running = self._record(StepStatus.RUNNING)
+        try:
+            await self.executions.record_steps([*self.call.decided, running], self.call.run_started_at)
+            self.decided_recorded = True
+        except StoreError as error:
+            _logger.warning("The start of %s was not recorded: %s", self.address, error)
+        await self._publish([*self.call.decided, running], self.events)
+
+    async def _record_outcome(self, record: StepRecord) -> StepOutcome:
+        records = [*self.call.decided, record]
+        try:
+            stored = (
+                await self._with_patience(lambda: self.executions.record_steps(records, self.call.run_started_at))
+            )[-1]
+        except StoreError as error:
+            _logger.error("The outcome of %s was not recorded: %s", self.address, error)  # noqa: TRY400 - the cause is in the message
+            return self._outcome(record).model_copy(
+                update={"unrecorded": True, "decided_recorded": self.decided_recorded}
+            )
+        self.decided_recorded = True
+        if stored.token != record.token:
+            if stored.status is StepStatus.COMPLETED and stored.output is not None:
+                return self._outcome(stored)
+            raise ApplicationError("A later attempt has taken over", type="superseded")
+        await self._publish(records, record.events)
+        return self._outcome(record)
+
+    async def _record_failure(self, failure: AgentFailure) -> None:
+        """A failure that will be retried is stored; only the workflow knows that a call has failed for good."""
+        if is_final(failure, self.call, self.number):
+            return
+        record = self._record(
+            StepStatus.RETRYING,
+            error=ErrorPayload(
+                code=ErrorCode.AGENT_ERROR,
+                message=failure.message,
+                details={**failure.details, "reason": failure.reason.value},
+            ),
+            reason=failure.reason.value,
+        )
+        try:
+            await self.executions.record_steps([*self.call.decided, record], self.call.run_started_at)
+            self.decided_recorded = True
+        except StoreError as error:
+            _logger.warning("A failed attempt of %s was not recorded: %s", self.address, error)
+        await self._publish([record], [])
+
+    async def _publish(self, records: list[StepRecord], events: list[Event]) -> None:
+        steps = [live_step(record, self.call.prior_attempts) for record in records]
+        decided_events = [event for record in self.call.decided for event in record.events]
+        try:
+            await self.state.record_transition(self.call.execution_id, steps=steps, events=[*decided_events, *events])
+        except StoreError as error:
+            _logger.warning("Live state of %s was not written: %s", self.address, error)
+
+    async def _with_patience(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a store's write for up to 30 s; the heartbeats go on."""
+        give_up_at = asyncio.get_running_loop().time() + WRITE_PATIENCE.total_seconds()
+        pause = _FIRST_WRITE_PAUSE
+        while True:
+            try:
+                return await write()
+            except StoreError:
+                if asyncio.get_running_loop().time() + pause > give_up_at:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_WRITE_PAUSE)
+
+    def _record(
+        self,
+        status: StepStatus,
+        *,
+        output: Value | None = None,
+        agent_input: Value | None = None,
+        error: ErrorPayload | None = None,
+        reason: str | None = None,
+        completed_at: datetime | None = None,
+    ) -> StepRecord:
+        events = self.events
+        if completed_at is not None:
+            done = Event.at_instant(
+                "step.completed", completed_at, self.address, self.call.step_id, agent_id=self.call.agent.agent_id
+            )
+            events = [*events, done]
+        return StepRecord(
+            execution_id=self.call.execution_id,
+            run_id=self.run_id,
+            step_id=self.call.step_id,
+            item=self.call.item,
+            n=self.call.n,
+            token=self.token,
+            status=status,
+            agent_id=self.call.agent.agent_id,
+            agent_version=self.call.agent.version,
+            attempts=self.number,
+            input=agent_input,
+            output=output,
+            error=error,
+            reason=reason,
+            started_at=self.started_at,
+            completed_at=completed_at,
+            usage=self.usage,
+            events=events,
+        )
+
+    def _outcome(self, record: StepRecord) -> StepOutcome:
+        return StepOutcome(
+            output=record.output or Value(),
+            usage=record.usage,
+            attempts=record.attempts,
+            started_at=record.started_at or self.started_at,
+            completed_at=record.completed_at or self.started_at,
+            token=record.token,
+            decided_recorded=self.decided_recorded,
+            warnings=record.warnings,
+        )
+
+    def _event(self, event_type: str, **data: JsonValue) -> Event:
+        return Event.at_instant(event_type, self.started_at, self.address, self.call.step_id, **data)

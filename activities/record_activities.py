@@ -1,0 +1,167 @@
+"""Records of what no agent's activity sees: the plan of a run, decisions of the workflow, the end."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from temporalio import activity
+
+from activities.failures import engine_application_error
+from activities.operand_values import resolve
+from engine import request_context
+from engine.domain.execution import (
+    ArtifactRef,
+    ErrorPayload,
+    Event,
+    ExecutionRecord,
+    ExecutionStatus,
+    Value,
+)
+from engine.domain.expressions import MissingPathError, json_size
+from engine.domain.live import live_execution, live_step
+from engine.domain.messages import (
+    ACTIVITY_FINALIZE,
+    ACTIVITY_LOAD_PLAN,
+    ACTIVITY_RECORD_DECISIONS,
+    ACTIVITY_REQUEST_CANCEL,
+    MAX_INLINE_OUTPUT_BYTES,
+    FinalizeInput,
+    FinalizeResult,
+    LoadPlanInput,
+    LoadPlanResult,
+    RecordDecisionsInput,
+    RequestCancelInput,
+)
+from engine.domain.operands import missing_path
+from engine.errors import EngineError, ErrorCode, LimitExceededError, StoreError
+
+if TYPE_CHECKING:
+    from engine.ports.artifact_store import ArtifactStore
+    from engine.ports.execution_runtime import ExecutionRuntime
+    from engine.ports.execution_store import ExecutionStore
+    from engine.ports.plan_loader import PlanLoader
+    from engine.ports.state_store import StateStore
+
+_logger = logging.getLogger(__name__)
+
+
+class RecordActivities:
+    """Idempotent writes on behalf of the workflow."""
+
+    def __init__(
+        self,
+        plans: PlanLoader,
+        executions: ExecutionStore,
+        artifacts: ArtifactStore,
+        state: StateStore,
+        runtime: ExecutionRuntime,
+    ) -> None:
+        self._plans = plans
+        self._executions = executions
+        self._artifacts = artifacts
+        self._state = state
+        self._runtime = runtime
+
+    @activity.defn(name=ACTIVITY_LOAD_PLAN)
+    async def load_plan(self, request: LoadPlanInput) -> LoadPlanResult:
+        """Find or make the plan of a run, and its record."""
+        request_context.execution_id.set(request.execution_id)
+        try:
+            return await self._plans.load_plan(request)
+        except EngineError as error:
+            raise engine_application_error(error) from error
+
+    @activity.defn(name=ACTIVITY_RECORD_DECISIONS)
+    async def record_decisions(self, request: RecordDecisionsInput) -> None:
+        """Store decisions of the workflow."""
+        request_context.execution_id.set(request.execution_id)
+        try:
+            await self._executions.record_steps(request.decided, request.run_started_at)
+        except EngineError as error:
+            raise engine_application_error(error) from error
+
+    @activity.defn(name=ACTIVITY_REQUEST_CANCEL)
+    async def request_cancel(self, request: RequestCancelInput) -> None:
+        """Send Temporal's own cancellation to the run that asks."""
+        request_context.execution_id.set(request.execution_id)
+        try:
+            await self._runtime.request_cancel(request.execution_id, request.reason)
+        except EngineError as error:
+            raise engine_application_error(error) from error
+
+    @activity.defn(name=ACTIVITY_FINALIZE)
+    async def finalize(self, request: FinalizeInput) -> FinalizeResult:
+        """Write the end of an execution."""
+        request_context.execution_id.set(request.execution_id)
+        try:
+            output, fault = await self._output(request)
+            record = _terminal_record(request, output, fault)
+            stored = await self._executions.finalize_execution(record, request.decided)
+        except EngineError as error:
+            raise engine_application_error(error) from error
+        await self._publish(stored, request)
+        return FinalizeResult(output=output or Value(), status=record.status, error=fault)
+
+    async def _output(self, request: FinalizeInput) -> tuple[Value | None, ErrorPayload | None]:
+        if request.output is None:
+            return None, None
+        try:
+            value = await resolve(request.output, request.execution_id, self._executions, self._artifacts)
+        except MissingPathError as error:
+            return None, ErrorPayload(
+                code=ErrorCode.INVALID_INPUT,
+                message=missing_path("The output mapping", error),
+                details={"path": error.path.text},
+            )
+        except LimitExceededError as error:
+            return None, ErrorPayload(code=error.code, message=error.message)
+        if json_size(value, limit=MAX_INLINE_OUTPUT_BYTES) <= MAX_INLINE_OUTPUT_BYTES:
+            return Value.of(value), None
+        artifact_id, size_bytes = await self._artifacts.put_artifact(value)
+        return Value(ref=ArtifactRef(artifact_id=artifact_id, size_bytes=size_bytes)), None
+
+    async def _publish(self, stored: ExecutionRecord, request: FinalizeInput) -> None:
+        events = [event for step in request.decided for event in step.events]
+        try:
+            await self._state.record_transition(
+                request.execution_id,
+                execution=live_execution(stored),
+                steps=[live_step(step) for step in request.decided],
+                events=[*events, *stored.events[-1:]],
+            )
+        except StoreError as error:
+            _logger.warning("Live state of %s was not written: %s", request.execution_id, error)
+
+
+def _terminal_record(request: FinalizeInput, output: Value | None, fault: ErrorPayload | None) -> ExecutionRecord:
+    status = ExecutionStatus.FAILED if fault else request.status
+    error = fault or request.error
+    end = Event.at_instant(
+        f"execution.{status.value}",
+        request.completed_at,
+        request.run_id,
+        error=error.model_dump(mode="json") if error else None,
+    )
+    return ExecutionRecord(
+        execution_id=request.execution_id,
+        definition_id=request.definition_id,
+        version=request.version,
+        plan_hash=request.plan_hash,
+        status=status,
+        input=Value(),
+        input_hash="",
+        step_ids=request.step_ids,
+        created_at=request.started_at,
+        started_at=request.started_at,
+        completed_at=request.completed_at,
+        run_id=request.run_id,
+        run_started_at=request.run_started_at,
+        history_length=request.history_length,
+        output=output,
+        error=error,
+        cancel=request.cancel,
+        warnings=request.warnings,
+        usage=request.usage,
+        events=[end],
+    )

@@ -1,0 +1,1 @@
+"""Baton: durable agent workflows on Temporal."""

@@ -1,0 +1,1 @@
+"""Translations between a port and one outside system; no decisions."""

@@ -1,0 +1,1 @@
+"""The ways an agent is called: a Python function, an HTTP endpoint."""

@@ -1,0 +1,308 @@
+"""Agents behind an HTTP address: the mapped input is the JSON body, a JSON object is the answer.
+
+One request a call, no retries and no redirects: the reason of a failure decides what happens next, and it is decided
+elsewhere. The call's deadline bounds the whole of it, and the answer's size is bounded after decompression.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+from engine.adapters.agents.allowed_hosts import AllowedHosts
+from engine.adapters.agents.replies import checked_output
+from engine.domain.agent_call import AgentFailure, AgentReply, FailureReason
+from engine.domain.json import MAX_VALUE_BYTES
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+    import httpx2
+
+    from engine.adapters.agents.checked_transport import Resolver
+    from engine.domain.agent_call import AgentCall, AgentInvocation
+    from engine.domain.json import JsonObject, JsonValue
+
+__all__ = ["HttpAgentInvoker"]
+
+_CONNECT_TIMEOUT: Final = timedelta(seconds=5)
+_EXCERPT_TIMEOUT: Final = timedelta(seconds=1)
+_EXCERPT_CHARS: Final = 200
+_MAX_RETRY_AFTER: Final = timedelta(days=1)
+_METHODS: Final = ("POST", "PUT", "PATCH")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,200}")
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
+_OWN_HEADERS: Final = frozenset((
+    "accept", "baton-attempt", "baton-execution-id", "baton-step-id", "connection", "content-encoding",
+    "content-length", "content-type", "expect", "host", "idempotency-key", "keep-alive", "proxy-authorization",
+    "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+))  # fmt: skip
+_REASON_OF_STATUS: Final = {
+    401: FailureReason.UNAUTHORIZED,
+    403: FailureReason.UNAUTHORIZED,
+    408: FailureReason.TIMEOUT,
+    429: FailureReason.RATE_LIMITED,
+    451: FailureReason.REFUSED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    url: httpx2.URL
+    method: str
+    headers: dict[str, str]
+
+
+class HttpAgentInvoker:
+    """Calls agents of kind ``http``, whose config is ``{url, headers?, method?}``.
+
+    A failure's ``details`` hold ``host`` and, once there is an answer, ``status``.
+
+    Args:
+        allowed_hosts: the setting of that name; empty allows no call.
+        max_response_bytes: top size of an answer's decompressed body.
+        resolve: name and port to addresses, instead of the system's resolver.
+        tls: how servers are verified; None for the system's trust store.
+
+    Raises:
+        ConfigurationError: an entry of ``allowed_hosts`` can't be read.
+    """
+
+    def __init__(
+        self,
+        allowed_hosts: Sequence[str],
+        *,
+        max_response_bytes: int = MAX_VALUE_BYTES,
+        resolve: Resolver | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._hosts = AllowedHosts(allowed_hosts)
+        self._max_response_bytes = max_response_bytes
+        self._resolve = resolve
+        self._tls = tls
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
+
+    async def invoke_agent(self, invocation: AgentInvocation) -> AgentReply:
+        """Send one request.
+
+        Raises:
+            AgentFailure: with its reason, for everything that the agent or the way to it did wrong.
+        """
+        import httpcore2
+        import httpx2
+
+        target = _target_of(invocation.agent.config)
+        host = target.url.host
+        target.headers.update(_headers_of(invocation.call))
+        remaining = (invocation.call.deadline - datetime.now(UTC)).total_seconds()
+        try:
+            async with asyncio.timeout(max(remaining, 0.0)):
+                return await self._send(target, invocation.input, remaining)
+        except (TimeoutError, httpcore2.TimeoutException) as error:
+            raise AgentFailure(
+                FailureReason.TIMEOUT,
+                f"The agent at {host} did not answer in time{_because(error)}",
+                details={"host": host},
+            ) from error
+        except httpx2.DecodingError as error:
+            raise AgentFailure(
+                FailureReason.INVALID_OUTPUT,
+                f"The answer of the agent at {host} can't be decompressed{_because(error)}",
+                details={"host": host},
+            ) from error
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
+            raise AgentFailure(
+                FailureReason.UNAVAILABLE,
+                f"The agent at {host} can't be reached, or broke the connection off{_because(error)}",
+                details={"host": host},
+            ) from error
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; those of an ended loop went with it."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    async def _send(self, target: _Target, content: JsonValue, remaining: float) -> AgentReply:
+        import httpx2
+
+        body = await asyncio.to_thread(_encode, content)
+        limits = httpx2.Timeout(remaining, connect=min(_CONNECT_TIMEOUT.total_seconds(), remaining))
+        async with self._client().stream(
+            target.method, target.url, content=body, headers=target.headers, timeout=limits
+        ) as response:
+            if not response.is_success:
+                raise await _failure_of(response)
+            answer = await self._read(response)
+        output = await asyncio.to_thread(_decode, answer, target.url.host, response.status_code)
+        return AgentReply(output)
+
+    def _client(self) -> httpx2.AsyncClient:
+        from engine.adapters.agents.checked_transport import open_checked_client, resolve_host
+
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            client = open_checked_client(self._hosts, self._resolve or resolve_host, self._tls)
+            self._clients[loop] = client
+        return client
+
+    async def _read(self, response: httpx2.Response) -> bytearray:
+        answer = bytearray()
+        async with aclosing(response.aiter_bytes()) as parts:
+            async for part in parts:
+                answer += part
+                if len(answer) > self._max_response_bytes:
+                    raise AgentFailure(
+                        FailureReason.INVALID_OUTPUT,
+                        f"The answer of the agent at {response.url.host} is larger than"
+                        f" {self._max_response_bytes} bytes",
+                        details={"status": response.status_code, "host": response.url.host},
+                    )
+        return answer
+
+
+def _target_of(config: JsonObject) -> _Target:
+    import httpx2
+
+    text = config.get("url")
+    try:
+        url = httpx2.URL(text if isinstance(text, str) else "")
+    except httpx2.InvalidURL as error:
+        raise _invalid("`url` can't be parsed; give an absolute http or https URL") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise _invalid("`url` must be an absolute http or https URL")
+    if url.userinfo:
+        raise _invalid("`url` holds a user name or password; send credentials in `headers`")
+    method = config.get("method", "POST")
+    if not isinstance(method, str) or method.upper() not in _METHODS:
+        raise _invalid(f"`method` must be one of {', '.join(_METHODS)}, which carry the input as their body")
+    given = config.get("headers")
+    if given is not None and not isinstance(given, dict):
+        raise _invalid("`headers` must be an object of header names and texts")
+    headers: dict[str, str] = {}
+    for name, value in (given or {}).items():
+        headers[name] = _checked_header(name, value)
+    if "${secret." in str(text):
+        raise _invalid("`url` refers to a secret, which is unsupported; secrets are for headers alone")
+    return _Target(url.copy_with(fragment=None), method.upper(), headers)
+
+
+def _checked_header(name: str, value: JsonValue) -> str:
+    if not _HEADER_NAME.fullmatch(name):
+        raise _invalid(f"`headers` has the name {name!a:.100}, which HTTP does not allow")
+    if name.lower() in _OWN_HEADERS:
+        raise _invalid(f"`headers` sets {name}, which Baton sets itself; take it out")
+    if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+        raise _invalid(f"The value of the header {name} must be a text of printable ASCII characters")
+    if "${secret." in value:
+        raise _invalid(f"The header {name} refers to a secret, which is unsupported until secrets are built")
+    return value
+
+
+def _invalid(what: str) -> AgentFailure:
+    return AgentFailure(FailureReason.INVALID_REQUEST, f"The agent's config can't be used: {what}")
+
+
+def _headers_of(call: AgentCall) -> dict[str, str]:
+    return {
+        "Accept": "application/json",
+        "Content-Type": "application/json",
+        "Idempotency-Key": call.idempotency_key,
+        "Baton-Execution-Id": call.execution_id,
+        "Baton-Step-Id": call.step_id,
+        "Baton-Attempt": str(call.attempt),
+    }
+
+
+def _encode(content: JsonValue) -> bytes:
+    # Escaped to ASCII, so that no text of the input is beyond the encoding.
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _decode(answer: bytearray, host: str, status: int) -> JsonObject:
+    import pydantic_core
+
+    details: JsonObject = {"status": status, "host": host}
+    try:
+        output: object = pydantic_core.from_json(answer, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        what = f"is no JSON ({error})" if answer else "has no body"
+        raise AgentFailure(
+            FailureReason.INVALID_OUTPUT, f"The answer of the agent at {host} {what}", details=details
+        ) from error
+    try:
+        return checked_output(output)
+    except AgentFailure as failure:
+        failure.details = details
+        raise
+
+
+async def _failure_of(response: httpx2.Response) -> AgentFailure:
+    status = response.status_code
+    host = response.url.host
+    reason = _REASON_OF_STATUS.get(status)
+    if reason is None:
+        reason = FailureReason.UNAVAILABLE if status >= 500 else FailureReason.INVALID_REQUEST
+    message = f"The agent at {host} answered with status {status}"
+    if 300 <= status < 400:
+        message += "; redirects are not followed: put the final address into `url`"
+    else:
+        excerpt = await _excerpt_of(response)
+        message += f": {excerpt}" if excerpt else ""
+    retry_after = _retry_after(response.headers.get("retry-after")) if status in (429, 503) else None
+    return AgentFailure(reason, message, retry_after, {"status": status, "host": host})
+
+
+async def _excerpt_of(response: httpx2.Response) -> str:
+    import httpcore2
+    import httpx2
+
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not (kind.startswith("text/") or kind == "application/json" or kind.endswith("+json")):
+        return ""
+    start = bytearray()
+    broken = (
+        TimeoutError,
+        httpx2.HTTPError,
+        httpcore2.TimeoutException,
+        httpcore2.NetworkError,
+        httpcore2.ProtocolError,
+    )
+    # The status is the answer; a body that never came whole only makes the message shorter.
+    with suppress(*broken):
+        async with asyncio.timeout(_EXCERPT_TIMEOUT.total_seconds()), aclosing(response.aiter_bytes()) as parts:
+            async for part in parts:
+                start += part
+                if len(start) >= 4 * _EXCERPT_CHARS:
+                    break
+    text = start[: 4 * _EXCERPT_CHARS].decode("utf-8", "replace")
+    return "".join(item if item.isprintable() else " " for item in text)[:_EXCERPT_CHARS].strip()
+
+
+def _retry_after(value: str | None) -> timedelta | None:
+    """Return the wait that a Retry-After header asks for (seconds or a date), at most a day, or None."""
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(timedelta(seconds=int(text[:9])), _MAX_RETRY_AFTER)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)
+    return min(max(wait, timedelta(0)), _MAX_RETRY_AFTER)
+
+
+def _because(error: BaseException) -> str:
+    text = str(error)
+    return f" ({text[:200]})" if text else ""

@@ -1,0 +1,186 @@
+"""Agents that are Python functions of the user: ``def f(input, call)``, sync or async, returning a JSON object.
+
+The function is somebody else's code: it runs off the worker's event loop, and whatever it returns or raises, up to
+``SystemExit``, ends as a reply or as an ``AgentFailure``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import threading
+import time
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Final, cast
+
+from engine.adapters.agents.agent_functions import AgentFunction, AgentFunctions
+from engine.adapters.agents.agent_threads import AgentLoops, AgentThreads
+from engine.adapters.agents.replies import checked_output, failure_of, log_failure
+from engine.domain.agent_call import AgentCall, AgentFailure, AgentReply, FailureReason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from engine.domain.agent_call import AgentInvocation
+    from engine.domain.json import JsonObject, JsonValue
+
+__all__ = ["PythonAgentInvoker"]
+
+_CLOSE_TIMEOUT: Final = timedelta(seconds=5)
+_logger = logging.getLogger(__name__)
+
+
+class PythonAgentInvoker:
+    """Calls agents of kind ``python``, whose config is ``{function: "package.module:name"}``.
+
+    Args:
+        agent_modules: the setting of that name: import paths whose modules, and all below them, may be loaded.
+        max_threads: most sync functions that run at once; others wait.
+        functions: functions registered in code, under names that a config gives without a colon.
+    """
+
+    def __init__(
+        self,
+        agent_modules: Sequence[str],
+        *,
+        max_threads: int = 32,
+        functions: Mapping[str, Callable[..., object]] | None = None,
+    ) -> None:
+        self._functions = AgentFunctions(agent_modules, functions or {})
+        self._threads = AgentThreads(max_threads)
+        self._loops = AgentLoops()
+        self._calls: set[_ObservedCall] = set()
+
+    async def invoke_agent(self, invocation: AgentInvocation) -> AgentReply:
+        """Call the function once.
+
+        Cancelling returns at once: an async function is cancelled where it awaits, and any function sees
+        ``call.cancelled``.
+
+        Raises:
+            AgentFailure: with its reason, for everything that the function or the way to it did wrong.
+        """
+        name = invocation.agent.config.get("function")
+        function = self._functions.find(name)
+        if function is None:
+            function = await self._threads.run(partial(self._functions.load, str(name)))
+        call = _ObservedCall(invocation.call)
+        self._calls.add(call)
+        try:
+            if function.is_async:
+                outcome = await self._loops.run(partial(_answer_async, function, invocation.input, call))
+            else:
+                answer = partial(_answer, function, invocation.input, call)
+                outcome = await self._threads.run(partial(contextvars.copy_context().run, answer))
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        finally:
+            self._calls.discard(call)
+        if isinstance(outcome, AgentFailure):
+            raise outcome
+        return AgentReply(outcome)
+
+    async def aclose(self) -> None:
+        """Take no more calls and ask those that run to end; after 5 s what is stuck in a user's code is left behind."""
+        give_up_at = time.monotonic() + _CLOSE_TIMEOUT.total_seconds()
+        for call in tuple(self._calls):
+            call.cancel()
+        threads = self._threads.close() + self._loops.close(_CLOSE_TIMEOUT * 0.9)
+        if threads:
+            await asyncio.to_thread(_join, threads, give_up_at)
+
+
+class _ObservedCall:
+    """The call as the function sees it: cancelled also when Baton stopped waiting, and silent from then on."""
+
+    def __init__(self, call: AgentCall) -> None:
+        self._call = call
+        self._given_up = threading.Event()
+
+    def cancel(self) -> None:
+        self._given_up.set()
+
+    @property
+    def execution_id(self) -> str:
+        return self._call.execution_id
+
+    @property
+    def step_id(self) -> str:
+        return self._call.step_id
+
+    @property
+    def attempt(self) -> int:
+        return self._call.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        return self._call.idempotency_key
+
+    @property
+    def deadline(self) -> datetime:
+        return self._call.deadline
+
+    @property
+    def context(self) -> list[JsonValue]:
+        return self._call.context
+
+    @property
+    def cancelled(self) -> bool:
+        return self._given_up.is_set() or self._call.cancelled
+
+    def heartbeat(self, progress: JsonValue = None) -> None:
+        if not self._given_up.is_set():
+            self._call.heartbeat(progress)
+
+    def emit(self, text: str) -> None:
+        if not self._given_up.is_set():
+            self._call.emit(text)
+
+
+# Outcomes cross threads as values: an event loop and a future take some exceptions of a user's code (SystemExit,
+# CancelledError) for their own, and complain of others when nobody waits any more.
+
+
+def _answer(function: AgentFunction, content: JsonValue, call: AgentCall) -> JsonObject | AgentFailure:
+    try:
+        result = _called(function, content, call)
+        if inspect.iscoroutine(result):
+            result.close()
+            return AgentFailure(
+                FailureReason.INVALID_OUTPUT,
+                f"The function {function.name} returned a coroutine; declare the function itself `async def`",
+            )
+        return checked_output(result)
+    except BaseException as error:  # noqa: BLE001 - whatever a user's code raises is the outcome of the call
+        return _failure(function, error)
+
+
+async def _answer_async(function: AgentFunction, content: JsonValue, call: AgentCall) -> JsonObject | AgentFailure:
+    try:
+        return checked_output(await cast("Awaitable[object]", _called(function, content, call)))
+    except asyncio.CancelledError:
+        if call.cancelled:
+            return AgentFailure(FailureReason.UNAVAILABLE, f"The call of {function.name} was cancelled")
+        return AgentFailure(FailureReason.ERROR, f"The function {function.name} was cancelled by its own code")
+    except BaseException as error:  # noqa: BLE001 - as above
+        return _failure(function, error)
+
+
+def _called(function: AgentFunction, content: JsonValue, call: AgentCall) -> object:
+    return function.function(content, call) if function.takes_call else function.function(content)
+
+
+def _failure(function: AgentFunction, error: BaseException) -> AgentFailure:
+    if not isinstance(error, AgentFailure):
+        log_failure(_logger, f"the agent's function {function.name} failed", error)
+    return failure_of(error)
+
+
+def _join(threads: list[threading.Thread], give_up_at: float) -> None:
+    for thread in threads:
+        thread.join(max(0.0, give_up_at - time.monotonic()))

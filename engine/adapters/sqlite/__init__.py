@@ -1,0 +1,1 @@
+"""The embedded stores: SQLite files under the data directory."""

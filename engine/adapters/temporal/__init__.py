@@ -1,0 +1,1 @@
+"""Everything that speaks Temporal from outside of workflows and activities."""

@@ -1,0 +1,155 @@
+"""What the commands of one invocation share: settings, the form of the output, errors and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import IO, TYPE_CHECKING, Literal, TypeVar, cast
+
+import click
+
+from engine.errors import (
+    AgentError,
+    BudgetExceededError,
+    ConfigurationError,
+    EngineError,
+    ExecutionTimeoutError,
+    InternalError,
+    RuntimeUnavailableError,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from engine.facade import WorkflowEngine
+    from engine.settings import EngineSettings
+
+_T = TypeVar("_T")
+
+Output = Literal["text", "json", "jsonl"]
+
+
+class ExitCode(IntEnum):
+    """What the program's end says."""
+
+    OK = 0
+    EXECUTION_FAILED = 1
+    INVALID_INPUT = 2
+    CONFIGURATION = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+def exit_code_of(error: EngineError) -> ExitCode:
+    """Return the exit code that stands for an error."""
+    match error:
+        case ConfigurationError():
+            return ExitCode.CONFIGURATION
+        case RuntimeUnavailableError() | StoreError():
+            return ExitCode.UNREACHABLE
+        case AgentError() | BudgetExceededError() | ExecutionTimeoutError() | InternalError():
+            return ExitCode.EXECUTION_FAILED
+        case _:
+            return ExitCode.INVALID_INPUT
+
+
+class Failure(click.ClickException):
+    """An error on its way out of the program: rendered on stderr, with its exit code."""
+
+    def __init__(self, error: EngineError, output: Output) -> None:
+        super().__init__(error.message)
+        self.exit_code = int(exit_code_of(error))
+        self._error = error
+        self._output = output
+
+    def show(self, file: IO[str] | None = None) -> None:
+        """Write it: the API's error object for programs, the message and its issues for people."""
+        if self._output == "text":
+            text = "\n".join(error_lines(self._error))
+        else:
+            text = json.dumps(self._error.to_response(), ensure_ascii=False, default=str)
+        click.echo(text, file=file, err=True)
+
+
+def error_lines(error: EngineError) -> list[str]:
+    """Render an error for people: what and what to do, then the issues that the message does not hold."""
+    issues = error.details.get("issues")
+    rows = cast("list[Mapping[str, object]]", issues) if isinstance(issues, list) else []
+    untold = [row for row in rows if str(row.get("message")) not in error.message]
+    return [f"Error ({error.code.value}): {error.message}", *(f"  {issue_line(row)}" for row in untold)]
+
+
+def issue_line(issue: Mapping[str, object]) -> str:
+    """Render one issue of a definition: ``path: message (hint)``, warnings marked as such."""
+    severity = "warning: " if issue.get("severity") == "warning" else ""
+    where = f"{issue['path']}: " if issue.get("path") else ""
+    hint = f" ({issue['hint']})" if issue.get("hint") else ""
+    return f"{severity}{where}{issue.get('message')}{hint}"
+
+
+@dataclass
+class Invocation:
+    """The options before the command, and the one of every data command."""
+
+    profile: str | None = None
+    config: tuple[str, ...] = ()
+    output: Output = "text"
+
+    def config_values(self) -> dict[str, object]:
+        """Return ``-c KEY=VALUE`` as the config mapping of an engine.
+
+        Raises:
+            ConfigurationError: one is no ``KEY=VALUE``.
+        """
+        from engine.settings import config_from_text
+
+        pairs: list[tuple[str, str]] = []
+        for pair in self.config:
+            key, equals, text = pair.partition("=")
+            if not equals or not key:
+                raise ConfigurationError(
+                    f"-c takes KEY=VALUE, for example -c task_queue=reviews, not {key!r}", {"path": key}
+                )
+            pairs.append((key, text))
+        return config_from_text(pairs)
+
+    def settings(self) -> EngineSettings:
+        """Return the settings that the commands' engines get.
+
+        Raises:
+            ConfigurationError: they can't be used.
+        """
+        from engine.settings import EngineSettings
+
+        return EngineSettings.load(self.config_values(), profile=self.profile)
+
+    def call(self, use: Callable[[WorkflowEngine], Awaitable[_T]]) -> _T:
+        """Open an engine, hand it to ``use`` and close it, on an event loop of its own."""
+        from engine.facade import WorkflowEngine
+
+        async def session() -> _T:
+            async with WorkflowEngine(self.config_values(), profile=self.profile) as engine:
+                return await use(engine)
+
+        return asyncio.run(session())
+
+
+def _keep_output(ctx: click.Context, _parameter: click.Parameter, value: Output) -> None:
+    ctx.ensure_object(Invocation).output = value
+
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "jsonl"]),
+    default="text",
+    show_default=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_keep_output,
+    help="Form of what is written on stdout.",
+)
+"""``-o`` of every command that answers with data; kept in the invocation, because errors follow it too."""

@@ -1,0 +1,276 @@
+"""The wire: every message between client, workflow and activities, in one place.
+
+Additive only: a field once written stays readable, because histories are replayed by later releases. Unknown
+keys are ignored, so that an older worker can read a newer message. The interpreter's version rides in the start
+envelope, so a change of behaviour is a plain branch on data.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.domain.agent import PlanAgent
+from engine.domain.execution import (
+    ArtifactRef,
+    Cancellation,
+    ErrorPayload,
+    Event,
+    ExecutionOptions,
+    ExecutionStatus,
+    ExecutionWarning,
+    StepRecord,
+    Usage,
+    Value,
+)
+from engine.domain.json import JsonObject, JsonValue
+from engine.domain.plan import ExecutionPlan
+
+__all__ = [
+    "ACTIVITY_FINALIZE",
+    "ACTIVITY_LOAD_PLAN",
+    "ACTIVITY_RECORD_DECISIONS",
+    "ACTIVITY_REQUEST_CANCEL",
+    "CANCEL_SIGNAL",
+    "MAX_CALL_INPUT_BYTES",
+    "MAX_CARRIED_DECISIONS",
+    "MAX_DECLARED_BYTES",
+    "MAX_INLINE_OUTPUT_BYTES",
+    "MAX_PAYLOAD_BYTES",
+    "AgentCallInput",
+    "CallInput",
+    "CarriedState",
+    "FailureDetails",
+    "FinalizeInput",
+    "FinalizeResult",
+    "LoadPlanInput",
+    "LoadPlanResult",
+    "OperandRef",
+    "RecordDecisionsInput",
+    "RequestCancelInput",
+    "SettledStep",
+    "StartEnvelope",
+    "StepOutcome",
+]
+
+ACTIVITY_LOAD_PLAN: Final = "baton.load_plan"
+ACTIVITY_FINALIZE: Final = "baton.finalize"
+ACTIVITY_RECORD_DECISIONS: Final = "baton.record_decisions"
+ACTIVITY_REQUEST_CANCEL: Final = "baton.request_cancel"
+CANCEL_SIGNAL: Final = "cancel"
+
+MAX_INLINE_OUTPUT_BYTES: Final = 32 * 1024
+"""A larger output becomes a reference."""
+MAX_CALL_INPUT_BYTES: Final = 256 * 1024
+"""A call whose resolved input would be larger gets its operands by reference."""
+MAX_PAYLOAD_BYTES: Final = 256 * 1024
+"""No payload over it enters a history."""
+MAX_CARRIED_DECISIONS: Final = 20
+"""More decisions than that are recorded before a run continues as new, fewer are carried on."""
+MAX_DECLARED_BYTES: Final = 16 * 1024
+"""A declared value that is larger stays in the artifact."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class StartEnvelope(_Message):
+    """Second argument of the workflow when Baton starts it; absent when Temporal alone does."""
+
+    interpreter_version: int
+    plan: ExecutionPlan | None = None
+    plan_hash: str
+    """Always set; the plan lies in the ExecutionStore under it when ``plan`` is absent."""
+    input_ref: ArtifactRef | None = None
+    """The input when it is too large for history; the first argument is then null."""
+    options: ExecutionOptions = Field(default_factory=ExecutionOptions)
+    deadline_at: datetime | None = None
+    search_attributes: list[str] = Field(default_factory=list[str])
+    """Names that are registered in the namespace and may be upserted."""
+    carried: CarriedState | None = None
+    """Set on a run that continues another as new."""
+
+
+class SettledStep(_Message):
+    """A completed step, as the next run of a continued execution needs it."""
+
+    step_id: str
+    run_id: str
+    n: int
+    """With ``run_id`` the address of the record that holds the output."""
+    output: Value | None = None
+    """None when nothing reads it any more, or when it is read from the record (``in_record``)."""
+    in_record: bool = False
+
+
+class CarriedState(_Message):
+    """What a run hands to the run that continues it as new."""
+
+    started_at: datetime
+    settled: list[SettledStep] = Field(default_factory=list[SettledStep])
+    """In order of completion."""
+    decided: list[StepRecord] = Field(default_factory=list[StepRecord])
+    usage: Usage = Field(default_factory=Usage)
+    warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
+    cancel_reason: str | None = None
+
+
+class LoadPlanInput(_Message):
+    """Ask for the plan: by hash for a run that Baton started, by workflow type for one that it did not."""
+
+    execution_id: str
+    run_id: str
+    run_started_at: datetime
+    definition_id: str
+    plan_hash: str | None = None
+    input: JsonValue = None
+    timeout: timedelta | None = None
+    """The run's own execution timeout, if Temporal has one."""
+
+
+class LoadPlanResult(_Message):
+    """The plan, frozen into history."""
+
+    plan: ExecutionPlan | None = None
+    plan_hash: str
+    input_ref: ArtifactRef | None = None
+    search_attributes: list[str] = Field(default_factory=list[str])
+    """Names registered in the namespace, for a run that Baton's client did not start."""
+
+
+class OperandRef(_Message):
+    """Where an activity finds a value that a mapping reads: in an artifact, or in a step's record."""
+
+    inline: JsonValue = None
+    artifact_id: str | None = None
+    step_id: str | None = None
+    """The step whose recorded output holds it; its record's address has ``run_id`` and ``n``."""
+    n: int = 1
+    run_id: str | None = None
+    execution_input: bool = False
+    """The value is the execution's input, in the execution's record."""
+    segments: list[str | int] = Field(default_factory=list[str | int])
+    """Path below the value found there."""
+
+
+class CallInput(_Message):
+    """An agent's input: resolved, or a mapping with its operands for the activity to resolve."""
+
+    inline: JsonValue = None
+    mapping: JsonValue = None
+    operands: dict[str, OperandRef] | None = None
+    """Path text to where its value is. A path that is not there takes its default or is null."""
+
+
+class AgentCallInput(_Message):
+    """Input of an ``agent.<agent_id>`` activity."""
+
+    execution_id: str
+    definition_id: str
+    version: int
+    step_id: str
+    step_name: str
+    item: int | None = None
+    n: int = 1
+    agent: PlanAgent
+    input: CallInput
+    output_mapping: JsonObject | None = None
+    output_operands: dict[str, OperandRef] = Field(default_factory=dict[str, OperandRef])
+    """For paths of the output mapping that read something else than the agent's reply."""
+    declared: list[str] = Field(default_factory=list[str])
+    maximum_attempts: int = 1
+    non_retryable: list[str] = Field(default_factory=list[str])
+    run_started_at: datetime
+    execution_started_at: datetime
+    deadline_at: datetime | None = None
+    prior_attempts: int = 0
+    """Attempts of the step's earlier logical calls."""
+    fallback_from: str | None = None
+    """The agent that gave up, when this is a fallback's call."""
+    resumed: bool = False
+    """The same call scheduled again after a lost worker: look for a stored outcome first."""
+    trace: bool = False
+    tags: list[str] = Field(default_factory=list[str])
+    decided: list[StepRecord] = Field(default_factory=list[StepRecord])
+    """Decisions of the workflow that no activity has recorded yet."""
+
+
+class StepOutcome(_Message):
+    """Result of an ``agent.<agent_id>`` activity that succeeded."""
+
+    output: Value
+    usage: Usage = Field(default_factory=Usage)
+    attempts: int = 1
+    started_at: datetime
+    completed_at: datetime
+    token: int
+    unrecorded: bool = False
+    """The store did not take the record; the workflow hands it on with its decisions."""
+    decided_recorded: bool = True
+    """Whether the ``decided`` list of the input was stored."""
+    warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
+
+
+class FailureDetails(_Message):
+    """First detail of the Application Error that a failed agent's activity raises."""
+
+    attempt: int = 1
+    usage: Usage = Field(default_factory=Usage)
+    invalid_input: bool = False
+    """The input could not be resolved: neither a retry nor a fallback would help."""
+    details: JsonObject = Field(default_factory=dict[str, JsonValue])
+
+
+class RecordDecisionsInput(_Message):
+    """Store decisions that would be too large to carry on."""
+
+    execution_id: str
+    run_id: str
+    run_started_at: datetime
+    decided: list[StepRecord] = Field(default_factory=list[StepRecord])
+
+
+class RequestCancelInput(_Message):
+    """Ask Temporal to cancel the run that asks."""
+
+    execution_id: str
+    run_id: str
+    reason: str
+
+
+class FinalizeInput(_Message):
+    """The end of an execution, as the workflow decided it."""
+
+    execution_id: str
+    definition_id: str
+    version: int
+    plan_hash: str
+    run_id: str
+    run_started_at: datetime
+    history_length: int
+    status: ExecutionStatus
+    output: CallInput | None = None
+    """The output when completed, or its template with operands."""
+    error: ErrorPayload | None = None
+    cancel: Cancellation | None = None
+    started_at: datetime
+    completed_at: datetime
+    usage: Usage = Field(default_factory=Usage)
+    decided: list[StepRecord] = Field(default_factory=list[StepRecord])
+    warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
+    events: list[Event] = Field(default_factory=list[Event])
+    step_ids: list[str] = Field(default_factory=list[str])
+    """The plan's steps, so that live state can be made anew."""
+    created_at: datetime | None = None
+
+
+class FinalizeResult(_Message):
+    """What the workflow returns or raises after its end was recorded."""
+
+    output: Value = Field(default_factory=Value)
+    status: ExecutionStatus
+    error: ErrorPayload | None = None
+    """Set when resolving the output failed and turned ``completed`` into ``failed``."""

@@ -1,0 +1,298 @@
+"""The execution plan: a definition with everything resolved that a run needs, frozen at its start and hashed.
+
+Compiling happens once, outside the workflow: defaults are filled in, references become dependencies, agents and
+handoffs are embedded as they are now. The interpreter then never looks anything up, so an update of a definition
+or an agent can't touch a running execution.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.domain.agent import Agent, PlanAgent
+from engine.domain.definition import DefinitionVersion, RetryPolicySpec, Step, WorkflowDefinition
+from engine.domain.execution import ExecutionWarning
+from engine.domain.expressions import Path, Template, compile_template, render_path
+from engine.domain.handoff import Handoff
+from engine.domain.hashing import content_hash
+from engine.domain.json import JsonObject, JsonValue
+
+__all__ = [
+    "DEFAULT_INITIAL_INTERVAL",
+    "DEFAULT_MAX_INTERVAL",
+    "DEFAULT_STEP_TIMEOUT",
+    "ExecutionPlan",
+    "PlanStep",
+    "RetryPolicy",
+    "agent_ids_of",
+    "compile_plan",
+    "default_output_mapping",
+    "step_dependencies",
+]
+
+T = TypeVar("T")
+
+DEFAULT_STEP_TIMEOUT: Final = timedelta(seconds=300)
+DEFAULT_INITIAL_INTERVAL: Final = timedelta(seconds=1)
+DEFAULT_MAX_INTERVAL: Final = timedelta(seconds=60)
+DEFAULT_BACKOFF: Final = 2.0
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RetryPolicy(_Frozen):
+    """Temporal's retry policy in Temporal's words; ``maximum_attempts`` is at least 1 (0 would mean unlimited)."""
+
+    maximum_attempts: int
+    backoff_coefficient: float
+    initial_interval: timedelta
+    maximum_interval: timedelta
+    non_retryable: list[str] = Field(default_factory=list[str])
+    """Failure reasons that end the call at once, beside those that always do."""
+
+
+class PlanStep(_Frozen):
+    """A step with nothing left to look up."""
+
+    id: str
+    name: str
+    agents: list[str]
+    """The agent, then its fallbacks."""
+    input_mapping: JsonObject
+    output_mapping: JsonObject | None
+    depends_on: list[str]
+    """Direct dependencies in definition order: those named and those referred to."""
+    timeout: timedelta
+    total_timeout: timedelta | None
+    retry: RetryPolicy
+    declared: list[str]
+    """Paths (``output.plan.title``) below the step's output that mappings read: a large output stays a reference."""
+
+
+class ExecutionPlan(_Frozen):
+    """What one execution runs."""
+
+    definition_id: str
+    version: int
+    name: str
+    description: str | None = None
+    definition_hash: str
+    tags: list[str]
+    steps: list[PlanStep]
+    """In definition order; dependencies may point forwards, cycles are impossible."""
+    output: JsonValue
+    """Template of the execution's output."""
+    declared_input: list[str]
+    """Paths (``input.topic``) below the input that mappings read."""
+    agents: dict[str, PlanAgent]
+    handoffs: list[Handoff] = Field(default_factory=list[Handoff])
+    warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
+
+    def hash(self) -> str:
+        """The content hash by which the plan is stored and referred to."""
+        return content_hash(self.model_dump(mode="json"))
+
+
+def agent_ids_of(definition: WorkflowDefinition) -> list[str]:
+    """Every agent that the definition names, in order of first appearance."""
+    ids: dict[str, None] = {}
+    for step in definition.steps:
+        ids[step.agent_id] = None
+        if step.fallback is not None:
+            ids[step.fallback.agent_id] = None
+    return list(ids)
+
+
+def step_dependencies(step: Step, templates: list[Template], order: dict[str, int]) -> list[str]:
+    """The steps that must have settled before ``step``: named ones and referred ones, in definition order."""
+    named = dict.fromkeys(step.depends_on)
+    for template in templates:
+        named.update(dict.fromkeys(_referred_steps(template.paths)))
+    return sorted(named, key=lambda step_id: order[step_id])
+
+
+def _referred_steps(paths: tuple[Path, ...]) -> list[str]:
+    return [str(path.segments[0]) for path in paths if path.root == "steps" and path.segments]
+
+
+def default_output_mapping(leaves: list[str]) -> JsonValue:
+    """The output of the only last step, or an object of the last steps' outputs by step id."""
+    if len(leaves) == 1:
+        return _output_of(leaves[0])
+    return {leaf: _output_of(leaf) for leaf in leaves}
+
+
+def _output_of(step_id: str) -> str:
+    return "${" + render_path("steps", (step_id, "output")) + "}"
+
+
+def compile_plan(
+    stored: DefinitionVersion,
+    agents: dict[str, Agent],
+    handoffs: list[Handoff],
+    default_max_retries: int,
+) -> ExecutionPlan:
+    """Compile a valid definition.
+
+    Args:
+        stored: a version that passed validation.
+        agents: every agent of ``agent_ids_of`` by id.
+        handoffs: those that could touch this workflow; kept in the plan, with a warning for each that would act.
+        default_max_retries: for steps that set none.
+    """
+    definition = stored.definition
+    order = {step.id: index for index, step in enumerate(definition.steps)}
+    templates = {step.id: _templates(step) for step in definition.steps}
+    dependencies = {step.id: step_dependencies(step, templates[step.id], order) for step in definition.steps}
+    has_dependants = {name for names in dependencies.values() for name in names}
+    leaves = [step.id for step in definition.steps if step.id not in has_dependants]
+    output: JsonValue = definition.output_mapping or default_output_mapping(leaves)
+
+    reads: dict[str, dict[str, None]] = {step.id: {} for step in definition.steps}
+    input_reads: dict[str, None] = {}
+    mappings: dict[str, JsonObject] = {}
+    for step in definition.steps:
+        mapping = step.input_mapping
+        if mapping is None:
+            mapping = _default_input_mapping(dependencies[step.id])
+            _collect_reads(compile_template(mapping), reads, input_reads)
+        mappings[step.id] = mapping
+        for template in templates[step.id]:
+            _collect_reads(template, reads, input_reads)
+    _collect_reads(compile_template(output), reads, input_reads)
+
+    return ExecutionPlan(
+        definition_id=stored.definition_id,
+        version=stored.version,
+        name=definition.name,
+        description=definition.description,
+        definition_hash=stored.content_hash,
+        tags=definition.tags,
+        steps=[
+            _plan_step(
+                step,
+                definition,
+                mappings[step.id],
+                dependencies[step.id],
+                list(reads[step.id]),
+                default_max_retries,
+            )
+            for step in definition.steps
+        ],
+        output=output,
+        declared_input=list(input_reads),
+        agents={agent_id: _plan_agent(agents[agent_id]) for agent_id in agent_ids_of(definition)},
+        handoffs=handoffs,
+        warnings=[warning for handoff in handoffs for warning in _handoff_warnings(handoff, definition, dependencies)],
+    )
+
+
+def _templates(step: Step) -> list[Template]:
+    mappings = (step.input_mapping, step.output_mapping)
+    return [compile_template(mapping) for mapping in mappings if mapping is not None]
+
+
+def _default_input_mapping(dependencies: list[str]) -> JsonObject:
+    steps: JsonObject = {step_id: _output_of(step_id) for step_id in dependencies}
+    return {"input": "${input}", "steps": steps}
+
+
+def _collect_reads(template: Template, reads: dict[str, dict[str, None]], input_reads: dict[str, None]) -> None:
+    for path in template.paths:
+        if path.root == "input" and path.segments:
+            input_reads[render_path("input", path.segments)] = None
+        elif path.root == "steps" and len(path.segments) > 2 and path.segments[1] == "output":
+            reads[str(path.segments[0])][render_path("output", path.segments[2:])] = None
+
+
+def _plan_step(
+    step: Step,
+    definition: WorkflowDefinition,
+    input_mapping: JsonObject,
+    depends_on: list[str],
+    declared: list[str],
+    default_max_retries: int,
+) -> PlanStep:
+    defaults = definition.defaults
+    timeout = step.timeout or (defaults and defaults.timeout)
+    total = step.total_timeout or (defaults and defaults.total_timeout)
+    return PlanStep(
+        id=step.id,
+        name=step.name or step.id,
+        agents=[step.agent_id, *([step.fallback.agent_id] if step.fallback else [])],
+        input_mapping=input_mapping,
+        output_mapping=step.output_mapping,
+        depends_on=depends_on,
+        timeout=timedelta(seconds=timeout) if timeout else DEFAULT_STEP_TIMEOUT,
+        total_timeout=timedelta(seconds=total) if total else None,
+        retry=_retry_policy(step.retry_policy, defaults and defaults.retry_policy, default_max_retries),
+        declared=declared,
+    )
+
+
+def _retry_policy(own: RetryPolicySpec | None, common: RetryPolicySpec | None, default_max_retries: int) -> RetryPolicy:
+    own = own or RetryPolicySpec()
+    common = common or RetryPolicySpec()
+    retries = _first(own.max_retries, common.max_retries, default_max_retries)
+    initial = _first(own.initial_interval, common.initial_interval, DEFAULT_INITIAL_INTERVAL.total_seconds())
+    longest = _first(own.max_interval, common.max_interval, DEFAULT_MAX_INTERVAL.total_seconds())
+    return RetryPolicy(
+        maximum_attempts=int(retries) + 1,
+        backoff_coefficient=_first(own.backoff_factor, common.backoff_factor, DEFAULT_BACKOFF),
+        initial_interval=timedelta(seconds=initial),
+        maximum_interval=timedelta(seconds=max(initial, longest)),
+        non_retryable=_first(own.non_retryable, common.non_retryable, []),
+    )
+
+
+def _first(*choices: T | None) -> T:
+    return next(choice for choice in choices if choice is not None)
+
+
+def _plan_agent(agent: Agent) -> PlanAgent:
+    return PlanAgent(
+        agent_id=agent.agent_id,
+        version=agent.version,
+        kind=agent.kind,
+        config=agent.config,
+        tools=agent.tools,
+    )
+
+
+def _handoff_warnings(
+    handoff: Handoff, definition: WorkflowDefinition, dependencies: dict[str, list[str]]
+) -> list[ExecutionWarning]:
+    return [
+        ExecutionWarning(
+            code="unsupported",
+            message=(
+                f"Handoff {handoff.handoff_id} ({handoff.handoff_type}, {handoff.source_agent_id} to "
+                f"{handoff.target_agent_id}) is stored but not acted on yet: {consequence}"
+            ),
+            step_id=step_id,
+        )
+        for step_id, consequence in _touched_steps(handoff, definition, dependencies)
+    ]
+
+
+def _touched_steps(
+    handoff: Handoff, definition: WorkflowDefinition, dependencies: dict[str, list[str]]
+) -> list[tuple[str, str]]:
+    if handoff.handoff_type == "escalation":
+        return [
+            (step.id, f"a failure of step {step.id} is not escalated")
+            for step in definition.steps
+            if step.agent_id == handoff.source_agent_id
+        ]
+    agent_of = {step.id: step.agent_id for step in definition.steps}
+    return [
+        (step.id, f"step {step.id} runs after {source} by its depends_on alone")
+        for step in definition.steps
+        for source in dependencies[step.id]
+        if step.agent_id == handoff.target_agent_id and agent_of[source] == handoff.source_agent_id
+    ]

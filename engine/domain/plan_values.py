@@ -1,0 +1,108 @@
+"""Where the paths of a plan's mappings find their values during a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.domain.execution import ErrorPayload, StepStatus, Value
+from engine.domain.expressions import MISSING, Missing, Path, compile_template
+from engine.domain.messages import OperandRef
+from engine.domain.operands import Located
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from engine.domain.json import JsonValue
+    from engine.domain.plan import ExecutionPlan, PlanStep
+
+__all__ = ["PlanValues", "StepState"]
+
+
+@dataclass(slots=True)
+class StepState:
+    """A step as the run sees it."""
+
+    status: StepStatus = StepStatus.PENDING
+    agent_id: str | None = None
+    n: int = 0
+    run_id: str = ""
+    choice: int = 0
+    """Index into the step's agents."""
+    attempts: int = 0
+    resumes: int = 0
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    output: Value | None = None
+    in_record: bool = False
+    error: ErrorPayload | None = None
+    waiting_for: int = 0
+    """Dependencies that have not settled."""
+
+
+class PlanValues:
+    """The roots ``input``, ``steps`` and ``execution`` over a run's live state."""
+
+    def __init__(
+        self,
+        plan: ExecutionPlan,
+        execution_input: Value,
+        execution_id: str,
+        started_at: datetime,
+        steps: Mapping[str, StepState],
+    ) -> None:
+        self._plan = plan
+        self._input = execution_input
+        self._steps = steps
+        tags: list[JsonValue] = [*plan.tags]
+        self._execution = Value.of(
+            {
+                "id": execution_id,
+                "workflow_id": plan.definition_id,
+                "version": plan.version,
+                "tags": tags,
+                "started_at": started_at.isoformat(),
+            }
+        )
+
+    def locate(self, path: Path) -> Located | Missing:
+        """Find the value that ``path`` starts in; see ``operands.ValueSource``."""
+        match path.root:
+            case "input":
+                return Located(self._input, path.segments, "input", OperandRef(execution_input=True))
+            case "execution":
+                return Located(self._execution, path.segments, "execution", None)
+            case "steps":
+                return self._locate_step(path.segments)
+            case _:
+                return MISSING
+
+    def still_read(self, steps: list[PlanStep]) -> set[str]:
+        """The steps whose outputs are read by the mappings of ``steps`` or by the execution's output."""
+        templates = [compile_template(self._plan.output)]
+        for step in steps:
+            templates.append(compile_template(step.input_mapping))
+            if step.output_mapping is not None:
+                templates.append(compile_template(step.output_mapping))
+        return {
+            str(path.segments[0])
+            for template in templates
+            for path in template.paths
+            if path.root == "steps" and path.segments
+        }
+
+    def _locate_step(self, segments: tuple[str | int, ...]) -> Located | Missing:
+        if len(segments) < 2 or str(segments[0]) not in self._steps:
+            return MISSING
+        step_id = str(segments[0])
+        state = self._steps[step_id]
+        if segments[1] == "output":
+            stored = OperandRef(step_id=step_id, run_id=state.run_id, n=state.n)
+            if state.in_record:
+                return Located(None, segments[2:], "output", stored)
+            return Located(state.output or Value(), segments[2:], "output", stored)
+        if segments[1] == "error":
+            error = None if state.error is None else state.error.model_dump(mode="json")
+            return Located(Value.of(error), segments[2:], "error", None)
+        return MISSING

@@ -1,0 +1,478 @@
+"""The interpreter's decisions, as a pure reducer: events in, actions out.
+
+Nothing here waits, reads a clock or calls anything; the workflow hands in Temporal's time with every event.
+So the rules of dependencies, fallbacks, failures and cancellation are tested without a server, and a replay can
+only repeat them. One event costs O(out-degree of its step), not O(steps).
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Literal
+
+from engine.domain.execution import (
+    Cancellation,
+    ErrorPayload,
+    Event,
+    ExecutionStatus,
+    ExecutionWarning,
+    StepRecord,
+    StepStatus,
+    Usage,
+    Value,
+    micros,
+)
+from engine.domain.expressions import MissingPathError, Template, compile_template, json_size
+from engine.domain.ids import call_address
+from engine.domain.json import JsonObject, JsonValue
+from engine.domain.messages import AgentCallInput, CallInput, CarriedState, SettledStep, StepOutcome
+from engine.domain.operands import call_input, locate_operands, missing_path
+from engine.domain.plan_values import PlanValues, StepState
+from engine.errors import ErrorCode
+
+if TYPE_CHECKING:
+    from engine.domain.plan import ExecutionPlan, PlanStep
+
+__all__ = ["CallFailure", "Ending", "ExecutionProgress", "InvokeAgent", "RunFacts"]
+
+MAX_PENDING_CALLS: Final = 500
+MAX_WINDOW_BYTES: Final = 2 * 1024 * 1024
+MAX_RESUMES: Final = 3
+_UNMEASURED_CALLS: Final = MAX_WINDOW_BYTES // (256 * 1024) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a run knows of itself from its first moment on."""
+
+    execution_id: str
+    run_id: str
+    run_started_at: datetime
+    started_at: datetime
+    """Of the execution: of its first run when continued as new."""
+    deadline_at: datetime | None = None
+    trace: bool = False
+    tags: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True, slots=True)
+class InvokeAgent:
+    """Schedule an agent's activity."""
+
+    address: str
+    activity_id: str
+    summary: str
+    step: PlanStep
+    maximum_attempts: int
+    call: AgentCallInput
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailure:
+    """How a scheduled call ended without an outcome."""
+
+    kind: Literal["agent", "timeout", "lost", "cancelled", "input"]
+    """``lost``: by a heartbeat timeout or a worker's shutdown, which are not the agent's fault."""
+    reason: str
+    message: str
+    attempts: int
+    usage: Usage = field(default_factory=Usage)
+    details: JsonObject = field(default_factory=dict[str, JsonValue])
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the execution ends; decided once."""
+
+    status: ExecutionStatus
+    error: ErrorPayload | None = None
+    cancel: Cancellation | None = None
+
+
+class ExecutionProgress:
+    """One execution's state, changed by events, asked for actions.
+
+    Args:
+        plan: what to run.
+        execution_input: of the execution.
+        facts: of this run.
+        carried: what the run before left, when this one continues it.
+    """
+
+    def __init__(
+        self,
+        plan: ExecutionPlan,
+        execution_input: Value,
+        facts: RunFacts,
+        carried: CarriedState | None = None,
+    ) -> None:
+        self.plan = plan
+        self.facts = facts
+        self.steps: dict[str, StepState] = {step.id: StepState() for step in plan.steps}
+        self.ending: Ending | None = None
+        self.usage = Usage()
+        self.warnings: list[ExecutionWarning] = list(plan.warnings)
+        self.decided: list[StepRecord] = []
+        self.values = PlanValues(plan, execution_input, facts.execution_id, facts.started_at, self.steps)
+        self._plan_steps = {step.id: step for step in plan.steps}
+        self._order = {step.id: index for index, step in enumerate(plan.steps)}
+        self._dependants: dict[str, list[str]] = {step.id: [] for step in plan.steps}
+        self._templates: dict[str, tuple[Template, Template | None]] = {}
+        self._ready: list[int] = []
+        self._running: dict[str, str] = {}
+        self._unsettled = len(plan.steps)
+        self._settled_order: list[str] = []
+        for step in plan.steps:
+            self.steps[step.id].waiting_for = len(step.depends_on)
+            for dependency in step.depends_on:
+                self._dependants[dependency].append(step.id)
+            if not step.depends_on:
+                heapq.heappush(self._ready, self._order[step.id])
+        if carried is not None:
+            self._restore(carried)
+
+    # What the workflow asks.
+
+    @property
+    def running(self) -> int:
+        """How many calls are scheduled."""
+        return len(self._running)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether a step could be dispatched now."""
+        return bool(self._ready) and self.ending is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is scheduled and nothing will be."""
+        return not self._running and (self.ending is not None or self._unsettled == 0)
+
+    def next_actions(self, now: datetime) -> list[InvokeAgent]:
+        """Dispatch ready steps in definition order, within the window of pending calls and bytes."""
+        actions: list[InvokeAgent] = []
+        window_bytes = 0
+        while self._ready and self.ending is None:
+            if len(self._running) >= MAX_PENDING_CALLS or window_bytes > MAX_WINDOW_BYTES:
+                break
+            step = self.plan.steps[heapq.heappop(self._ready)]
+            action = self._invoke(step, now)
+            if action is not None:
+                actions.append(action)
+                if len(actions) > _UNMEASURED_CALLS:
+                    window_bytes += json_size(action.call.input.inline, limit=MAX_WINDOW_BYTES)
+        return actions
+
+    # What happens.
+
+    def apply_outcome(self, address: str, outcome: StepOutcome, sent: AgentCallInput) -> None:
+        """An agent's call has succeeded."""
+        step_id = self._running.pop(address)
+        state = self.steps[step_id]
+        state.attempts += outcome.attempts
+        state.completed_at = outcome.completed_at
+        state.started_at = state.started_at or outcome.started_at
+        state.output = outcome.output
+        state.status = StepStatus.COMPLETED
+        self.usage += outcome.usage
+        self.warnings.extend(outcome.warnings)
+        if not outcome.decided_recorded:
+            self.decided = [*sent.decided, *self.decided]
+        if outcome.unrecorded:
+            self.decided.append(self._record_of_outcome(step_id, state, outcome))
+        self._settle(step_id)
+        if self._unsettled == 0 and self.ending is None:
+            self.ending = Ending(ExecutionStatus.COMPLETED)
+
+    def apply_failure(
+        self, address: str, failure: CallFailure, sent: AgentCallInput, now: datetime
+    ) -> InvokeAgent | None:
+        """An agent's call has failed for good; return the call that takes its place, if one does."""
+        step_id = self._running.pop(address)
+        state = self.steps[step_id]
+        step = self._plan_steps[step_id]
+        self.decided = [*sent.decided, *self.decided]
+        if failure.kind == "cancelled" or self.ending is not None:
+            self._close_call(step_id, StepStatus.CANCELLED, failure, now, "step.cancelled")
+            return None
+        if failure.kind == "lost" and state.resumes < MAX_RESUMES:
+            state.resumes += 1
+            return self._schedule(step, state, sent.model_copy(update={"resumed": True, "decided": []}), 1)
+        state.attempts += failure.attempts
+        self.usage += failure.usage
+        if failure.kind != "input" and state.choice + 1 < len(step.agents):
+            self._close_call(step_id, StepStatus.FAILED, failure, now, "step.fell_back")
+            state.choice += 1
+            return self._invoke(step, now)
+        self._close_call(step_id, StepStatus.FAILED, failure, now, "step.failed")
+        self._fail(step, state)
+        return None
+
+    def cancel(self, cancel: Cancellation) -> None:
+        """Stop dispatching: the execution ends as cancelled unless its end was decided before."""
+        if self.ending is None:
+            self.ending = Ending(ExecutionStatus.CANCELLED, cancel=cancel)
+
+    def time_out(self) -> None:
+        """The deadline has passed."""
+        if self.ending is None:
+            at = self.facts.deadline_at
+            self.ending = Ending(
+                ExecutionStatus.FAILED,
+                ErrorPayload(
+                    code=ErrorCode.EXECUTION_TIMEOUT,
+                    message="The execution passed its deadline; give it a longer timeout or make its steps faster",
+                    details={"deadline_at": at.isoformat() if at else None},
+                ),
+            )
+
+    # What it leaves.
+
+    def output_input(self) -> CallInput:
+        """The execution's output, or its template with operands.
+
+        Raises:
+            MissingPathError: the definition's output mapping reads what is not there.
+        """
+        return call_input(compile_template(self.plan.output), self.plan.output, self.values)
+
+    def fail_output(self, error: MissingPathError) -> None:
+        """The output can't be resolved: the execution fails."""
+        self.ending = Ending(
+            ExecutionStatus.FAILED,
+            ErrorPayload(
+                code=ErrorCode.INVALID_INPUT,
+                message=missing_path("The output mapping", error),
+                details={"path": error.path.text},
+            ),
+        )
+
+    def take_decided(self) -> list[StepRecord]:
+        """Hand over the decisions that no activity has recorded."""
+        decided, self.decided = self.decided, []
+        return decided
+
+    def carry(self, cancel_reason: str | None) -> CarriedState:
+        """What a run that continues this one as new needs; call it only when nothing is scheduled."""
+        needed = self.values.still_read(
+            [step for step in self.plan.steps if self.steps[step.id].status is StepStatus.PENDING]
+        )
+        settled = [self._carry_step(step_id, keep=step_id in needed) for step_id in self._settled_order]
+        return CarriedState(
+            started_at=self.facts.started_at,
+            settled=settled,
+            decided=self.take_decided(),
+            usage=self.usage,
+            warnings=self.warnings[len(self.plan.warnings) :],
+            cancel_reason=cancel_reason,
+        )
+
+    # Inside.
+
+    def _invoke(self, step: PlanStep, now: datetime) -> InvokeAgent | None:
+        state = self.steps[step.id]
+        state.n += 1
+        state.run_id = self.facts.run_id
+        state.resumes = 0
+        state.agent_id = step.agents[state.choice]
+        state.status = StepStatus.RUNNING
+        state.started_at = state.started_at or now
+        address = call_address(step.id, None, state.n)
+        input_template, output_template = self._templates_of(step)
+        try:
+            resolved = call_input(input_template, step.input_mapping, self.values)
+            foreign = () if output_template is None else output_template.paths
+            operands = locate_operands(tuple(path for path in foreign if path.root != "output"), self.values)
+        except MissingPathError as error:
+            self._running[address] = step.id
+            self._fail_input(address, step, error, now)
+            return None
+        call = AgentCallInput(
+            execution_id=self.facts.execution_id,
+            definition_id=self.plan.definition_id,
+            version=self.plan.version,
+            step_id=step.id,
+            step_name=step.name,
+            n=state.n,
+            agent=self.plan.agents[state.agent_id],
+            input=resolved,
+            output_mapping=step.output_mapping,
+            output_operands=operands,
+            declared=step.declared,
+            maximum_attempts=step.retry.maximum_attempts,
+            non_retryable=step.retry.non_retryable,
+            run_started_at=self.facts.run_started_at,
+            execution_started_at=self.facts.started_at,
+            deadline_at=self.facts.deadline_at,
+            prior_attempts=state.attempts,
+            fallback_from=step.agents[state.choice - 1] if state.choice else None,
+            trace=self.facts.trace,
+            tags=self.facts.tags,
+        )
+        return self._schedule(step, state, call, step.retry.maximum_attempts)
+
+    def _schedule(self, step: PlanStep, state: StepState, call: AgentCallInput, maximum_attempts: int) -> InvokeAgent:
+        address = call_address(step.id, call.item, call.n)
+        self._running[address] = step.id
+        summary = step.name
+        if state.choice:
+            summary += f" (fallback {state.choice} of {len(step.agents) - 1})"
+        if call.resumed:
+            summary += " (again after a lost worker)"
+        decided = self.take_decided()
+        return InvokeAgent(
+            address=address,
+            activity_id=f"{address}.{state.resumes}" if state.resumes else address,
+            summary=summary,
+            step=step,
+            maximum_attempts=maximum_attempts,
+            call=call.model_copy(update={"decided": decided}) if decided else call,
+        )
+
+    def _templates_of(self, step: PlanStep) -> tuple[Template, Template | None]:
+        templates = self._templates.get(step.id)
+        if templates is None:
+            output = None if step.output_mapping is None else compile_template(step.output_mapping)
+            templates = self._templates[step.id] = (compile_template(step.input_mapping), output)
+        return templates
+
+    def _fail_input(self, address: str, step: PlanStep, error: MissingPathError, now: datetime) -> None:
+        message = missing_path(f"The mapping of step {step.id}", error)
+        failure = CallFailure("input", ErrorCode.INVALID_INPUT, message, 0, details={"path": error.path.text})
+        step_id = self._running.pop(address)
+        self._close_call(step_id, StepStatus.FAILED, failure, now, "step.failed")
+        self._fail(step, self.steps[step_id])
+
+    def _fail(self, step: PlanStep, state: StepState) -> None:
+        self._settle(step.id)
+        if state.error is not None and self.ending is None:
+            self.ending = Ending(
+                ExecutionStatus.FAILED,
+                ErrorPayload(
+                    code=state.error.code,
+                    message=f"Step {step.id} failed: {state.error.message}",
+                    details=state.error.details,
+                ),
+            )
+
+    def _close_call(
+        self, step_id: str, status: StepStatus, failure: CallFailure, now: datetime, event_type: str
+    ) -> None:
+        state = self.steps[step_id]
+        state.status = status
+        state.completed_at = now
+        address = call_address(step_id, None, state.n)
+        if status is StepStatus.FAILED:
+            code = ErrorCode.INVALID_INPUT if failure.kind == "input" else ErrorCode.AGENT_ERROR
+            state.error = ErrorPayload(
+                code=code,
+                message=failure.message,
+                details={
+                    **failure.details,
+                    "step_id": step_id,
+                    "agent_id": state.agent_id,
+                    "reason": failure.reason,
+                },
+            )
+        self.decided.append(
+            StepRecord(
+                execution_id=self.facts.execution_id,
+                run_id=self.facts.run_id,
+                step_id=step_id,
+                n=state.n,
+                token=micros(now),
+                status=status,
+                agent_id=state.agent_id,
+                agent_version=self.plan.agents[state.agent_id].version if state.agent_id else None,
+                attempts=failure.attempts,
+                error=state.error,
+                reason=failure.reason,
+                started_at=state.started_at,
+                completed_at=now,
+                usage=failure.usage,
+                events=[
+                    Event.at_instant(
+                        event_type,
+                        now,
+                        address,
+                        step_id,
+                        agent_id=state.agent_id,
+                        reason=failure.reason,
+                        message=failure.message,
+                    )
+                ],
+            )
+        )
+
+    def _record_of_outcome(self, step_id: str, state: StepState, outcome: StepOutcome) -> StepRecord:
+        return StepRecord(
+            execution_id=self.facts.execution_id,
+            run_id=self.facts.run_id,
+            step_id=step_id,
+            n=state.n,
+            token=outcome.token,
+            status=StepStatus.COMPLETED,
+            agent_id=state.agent_id,
+            agent_version=self.plan.agents[state.agent_id].version if state.agent_id else None,
+            attempts=outcome.attempts,
+            output=outcome.output,
+            started_at=outcome.started_at,
+            completed_at=outcome.completed_at,
+            usage=outcome.usage,
+            events=[
+                Event.at_instant(
+                    "step.completed",
+                    outcome.completed_at,
+                    call_address(step_id, None, state.n),
+                    step_id,
+                    agent_id=state.agent_id,
+                )
+            ],
+            warnings=outcome.warnings,
+        )
+
+    def _settle(self, step_id: str) -> None:
+        self._unsettled -= 1
+        self._settled_order.append(step_id)
+        for dependant in self._dependants[step_id]:
+            waiting = self.steps[dependant]
+            waiting.waiting_for -= 1
+            if waiting.waiting_for == 0 and waiting.status is StepStatus.PENDING:
+                heapq.heappush(self._ready, self._order[dependant])
+
+    def _carry_step(self, step_id: str, *, keep: bool) -> SettledStep:
+        state = self.steps[step_id]
+        small = (
+            state.output is not None
+            and json_size(state.output.inline, limit=_CARRIED_INLINE_BYTES) <= _CARRIED_INLINE_BYTES
+        )
+        return SettledStep(
+            step_id=step_id,
+            run_id=state.run_id,
+            n=state.n,
+            output=state.output if keep and small else None,
+            in_record=keep and not small,
+        )
+
+    def _restore(self, carried: CarriedState) -> None:
+        self.usage = carried.usage
+        self.decided = list(carried.decided)
+        self.warnings.extend(carried.warnings)
+        for settled in carried.settled:
+            state = self.steps[settled.step_id]
+            state.status = StepStatus.COMPLETED
+            state.n = settled.n
+            state.run_id = settled.run_id
+            state.output = settled.output
+            state.in_record = settled.in_record
+            self._settle(settled.step_id)
+        self._ready = [
+            index
+            for index, step in enumerate(self.plan.steps)
+            if self.steps[step.id].status is StepStatus.PENDING and not self.steps[step.id].waiting_for
+        ]
+
+
+_CARRIED_INLINE_BYTES: Final = 2 * 1024

@@ -1,0 +1,108 @@
+"""What runs executions: Temporal, seen from the services."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from engine.domain.execution import ErrorPayload, Value
+    from engine.domain.json import JsonValue
+    from engine.domain.messages import StartEnvelope
+    from engine.domain.plan import ExecutionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """A run to be started."""
+
+    execution_id: str
+    plan: ExecutionPlan
+    plan_hash: str
+    input: JsonValue
+    """The input, or None when ``envelope.input_ref`` has it."""
+    envelope: StartEnvelope
+    """Without the plan; the runtime embeds it when it is small enough."""
+    start_delay: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartedRun:
+    """A run that Temporal has accepted."""
+
+    run_id: str
+    namespace: str
+    task_queue: str
+    ui_url: str | None
+    """Address of the execution's page, when a UI is known."""
+
+
+RunStatus = Literal["running", "completed", "failed", "cancelled", "terminated", "timed_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunDescription:
+    """What Temporal says of an execution's current run."""
+
+    run_id: str
+    status: RunStatus
+    started_at: datetime
+    closed_at: datetime | None
+    history_length: int
+    definition_id: str
+    """The Workflow Type."""
+    output: Value | None = None
+    """Of a completed run, as it was returned."""
+    error: ErrorPayload | None = None
+    """Of a failed run."""
+    close_reason: str | None = None
+    """Of a terminated or cancelled run, if one was given."""
+    closed_by: str | None = None
+    """Identity of who terminated or cancelled it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeHealth:
+    """Temporal's own state, for the health report."""
+
+    version: str | None
+    latency: timedelta
+    missing_search_attributes: list[str] = field(default_factory=list[str])
+
+
+class ExecutionRuntime(Protocol):
+    """Starts, cancels and describes runs.
+
+    Every method gives up within its deadline (5 s unless it waits for something by its nature) with
+    ``RuntimeUnavailableError``, whose message says which command starts a server.
+    """
+
+    async def start_run(self, request: StartRequest) -> StartedRun:
+        """Start a run, or join the one that is open under this id.
+
+        Raises:
+            ConflictError: a run with this id has ended.
+        """
+        ...
+
+    async def request_cancel(self, execution_id: str, reason: str | None) -> bool:
+        """Ask for cancellation; return False when no open run has this id."""
+        ...
+
+    async def describe_run(self, execution_id: str) -> RunDescription | None:
+        """Return the current run, its close included, or None when Temporal does not know the id."""
+        ...
+
+    async def await_close(self, execution_id: str, wait: timedelta) -> bool:
+        """Wait until the execution's current run has closed; return whether it has within ``wait``."""
+        ...
+
+    async def has_poller(self) -> bool:
+        """Return whether a worker polls the task queue."""
+        ...
+
+    async def check_health(self) -> RuntimeHealth:
+        """Ask the server for its version and the namespace's search attributes."""
+        ...

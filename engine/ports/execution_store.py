@@ -1,0 +1,133 @@
+"""Where execution records, step records and frozen plans live, and the questions asked over many of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from engine.domain.execution import Usage
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from engine.domain.execution import ExecutionRecord, ExecutionStatus, StepRecord
+    from engine.domain.page import Page, Position
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionFilter:
+    """Which executions a list shows; None does not filter."""
+
+    definition_id: str | None = None
+    status: ExecutionStatus | None = None
+    start_time: datetime | None = None
+    """Created at or after."""
+    end_time: datetime | None = None
+    """Created at or before."""
+    tags: tuple[str, ...] = ()
+    """All of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregates:
+    """Counts and sums over a time range; formulas over them are in ``domain.metrics``."""
+
+    count: int = 0
+    """Executions created, or logical agent calls started, in the range."""
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    durations: list[float] = field(default_factory=list[float])
+    """Seconds from start to end of the completed ones, ascending."""
+    retries: int = 0
+    """Attempts after the first of each logical call."""
+    fallbacks: int = 0
+    """Logical calls made to a fallback agent."""
+    usage: Usage = field(default_factory=Usage)
+
+
+class ExecutionStore(Protocol):
+    """Execution and step records.
+
+    Writes are acknowledged only when they would survive a crash of the machine. Every write is idempotent: repeated
+    with the same arguments it changes nothing. Every method raises ``StoreError`` when the store does not answer.
+    """
+
+    async def create_execution(self, record: ExecutionRecord, plan: bytes | None) -> ExecutionRecord | None:
+        """Insert a record and its frozen plan (under ``record.plan_hash``) in one transaction.
+
+        Return None when inserted; when the execution exists, the stored record, with nothing written. ``plan`` is
+        None when the caller knows it to be stored.
+        """
+        ...
+
+    async def get_execution(self, execution_id: str) -> ExecutionRecord | None:
+        """Return the record, or None."""
+        ...
+
+    async def list_executions(
+        self, query: ExecutionFilter, *, limit: int, after: Position | None
+    ) -> Page[ExecutionRecord]:
+        """Return records, latest created first. ``after``: ``(created_at as ISO text, execution_id)``."""
+        ...
+
+    async def get_plan(self, plan_hash: str) -> bytes | None:
+        """Return the frozen plan as it was given to ``create_execution``, or None."""
+        ...
+
+    async def record_steps(self, steps: list[StepRecord], run_started_at: datetime) -> list[StepRecord]:
+        """Write step records of one run in one transaction; return, in order, what stands for each afterwards.
+
+        Fence, per address (execution, run, step, item, n): a stored record with a greater token stands, and is
+        returned in place of the given one; an equal or smaller one is replaced. The execution's record leaves
+        ``pending`` for ``running``, takes the run's id, and its ``started_at`` is set if it was not. A record that
+        an earlier run ended (``run_started_at`` smaller) is reopened as ``running`` (the run was reset by an
+        operator); one that this run or a later one ended stays ended. An unknown execution is not an error: the
+        step records are kept.
+        """
+        ...
+
+    async def claim_step(self, claim: StepRecord, run_started_at: datetime) -> StepRecord:
+        """Announce an attempt after the first, before its agent is called, in one find-and-update.
+
+        Return the stored record when it is completed (the call has been made: use its output) or has a greater
+        token (this attempt is a straggler); else write ``claim``, keeping the stored usage added to the claim's, and
+        return what was written. Then ``token`` equals the claim's.
+        """
+        ...
+
+    async def get_step(
+        self, execution_id: str, run_id: str, step_id: str, item: int | None, n: int
+    ) -> StepRecord | None:
+        """Return the record at an address, or None."""
+        ...
+
+    async def list_steps(self, execution_id: str) -> list[StepRecord]:
+        """Return all step records of all runs of an execution, by token."""
+        ...
+
+    async def finalize_execution(self, record: ExecutionRecord, steps: list[StepRecord]) -> ExecutionRecord:
+        """Write an execution's end, with step records not yet stored, in one transaction; return what stands.
+
+        ``record`` is whole (used to insert when none is stored) and terminal. A stored record keeps its input,
+        input_hash, options, created_at, plan_hash and step_ids, and ``started_at`` if set. It is replaced when it is
+        open, when its ``run_started_at`` is smaller, or when that is equal and its ``history_length`` is not
+        greater; else it stands. Steps obey the fence of ``record_steps``.
+        """
+        ...
+
+    async def repair_execution(self, record: ExecutionRecord, *, expected: ExecutionStatus) -> bool:
+        """Replace the record when its stored status still is ``expected``; return whether it was."""
+        ...
+
+
+class ExecutionAnalytics(Protocol):
+    """Questions over many records. Results may lag 5 s. Raises ``StoreError`` like the store itself."""
+
+    async def workflow_aggregates(self, definition_id: str, start: datetime, end: datetime) -> Aggregates:
+        """Aggregate the executions of a definition that were created in ``[start, end]``."""
+        ...
+
+    async def agent_aggregates(self, agent_id: str, start: datetime, end: datetime) -> Aggregates:
+        """Aggregate the logical calls of an agent that started in ``[start, end]``."""
+        ...

@@ -1,0 +1,1 @@
+"""Decisions: validation, versions, starts, repair. Services know ports, never a driver."""

@@ -1,0 +1,1 @@
+"""The Temporal workflow that interprets every definition."""

@@ -1,0 +1,325 @@
+"""One workflow runs every definition: it asks the reducer what to do, does it, and reports what came of it.
+
+All decisions are in ``engine.domain.progress``; here is only what waits. The work runs in a task of its own, so
+that Temporal's cancellation, delivered once to the main coroutine, is a fact to act on and never an exception in
+the middle of recording an end. Nothing here awaits in a ``finally`` or catches a bare exception: an eviction from
+the worker's cache must pass through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NoReturn, TypeVar
+
+from temporalio import workflow
+from temporalio.common import RawValue, SearchAttributeKey
+from temporalio.exceptions import ActivityError, ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from engine.domain.execution import Cancellation, ErrorPayload, ExecutionStatus, Value
+    from engine.domain.expressions import MissingPathError
+    from engine.domain.json import JsonValue
+    from engine.domain.messages import (
+        ACTIVITY_FINALIZE,
+        ACTIVITY_LOAD_PLAN,
+        ACTIVITY_RECORD_DECISIONS,
+        ACTIVITY_REQUEST_CANCEL,
+        CANCEL_SIGNAL,
+        MAX_CARRIED_DECISIONS,
+        CallInput,
+        FinalizeInput,
+        FinalizeResult,
+        LoadPlanInput,
+        LoadPlanResult,
+        RecordDecisionsInput,
+        RequestCancelInput,
+        StartEnvelope,
+    )
+    from engine.domain.plan import ExecutionPlan
+    from engine.domain.progress import CallFailure, Ending, ExecutionProgress, RunFacts
+    from engine.domain.step_table import step_table
+    from engine.errors import ErrorCode
+    from workflows.activity_options import (
+        LOCAL_RETRY,
+        LOCAL_TIMEOUT,
+        REMOTE_RETRY,
+        REMOTE_TIMEOUT,
+        truncate_bytes,
+    )
+    from workflows.arguments import InvalidArguments, RunArguments, parse_arguments
+    from workflows.step_runner import StepRunner
+
+R = TypeVar("R")
+
+_MAX_REASON_BYTES: Final = 2000
+
+
+@workflow.defn(dynamic=True)
+class InterpreterWorkflow:
+    """Runs the plan in its envelope, or the active version of the definition that its workflow type names.
+
+    Arguments: the input (an object), and the ``StartEnvelope`` when Baton started it. Returns the execution's
+    output; fails with an Application Error whose type is an error code; ends as cancelled when it was.
+    """
+
+    @workflow.init
+    def __init__(self, args: Sequence[RawValue]) -> None:
+        self._arguments: RunArguments | InvalidArguments = parse_arguments(args)
+        self._runner = StepRunner()
+        self._native_cancel: str | None = None
+        self._signalled_cancel: str | None = None
+        self._deadline_passed = False
+        self._news = False
+
+    @workflow.run
+    async def run(self, args: Sequence[RawValue]) -> JsonValue:
+        """Run to the end."""
+        del args
+        if isinstance(self._arguments, InvalidArguments):
+            fail(ErrorPayload(code=ErrorCode.INVALID_INPUT, message=self._arguments.message))
+        work = asyncio.create_task(self._work(self._arguments))
+        while True:
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                reason = workflow.cancellation_reason()
+                if reason is None or work.done():
+                    raise
+                self._native_cancel = truncate_bytes(reason, _MAX_REASON_BYTES)
+                self._news = True
+
+    @workflow.signal(name=CANCEL_SIGNAL, description="Cancel the execution; the argument is the reason")
+    def cancel(self, reason: JsonValue = None) -> None:
+        """Ask for cancellation, with a reason (a string)."""
+        if self._signalled_cancel is None:
+            text = reason if isinstance(reason, str) else "" if reason is None else str(reason)
+            self._signalled_cancel = truncate_bytes(text, _MAX_REASON_BYTES)
+            self._news = True
+
+    async def _work(self, arguments: RunArguments) -> JsonValue:
+        plan, envelope = await self._plan(arguments)
+        info = workflow.info()
+        carried = envelope.carried
+        facts = RunFacts(
+            execution_id=info.workflow_id,
+            run_id=info.run_id,
+            run_started_at=info.start_time,
+            started_at=carried.started_at if carried else info.start_time,
+            deadline_at=envelope.deadline_at,
+            trace=envelope.options.trace,
+            tags=envelope.options.tags,
+        )
+        execution_input = Value(ref=envelope.input_ref) if envelope.input_ref else Value.of(arguments.input)
+        progress = ExecutionProgress(plan, execution_input, facts, carried)
+        if envelope.deadline_at is not None:
+            deadline = asyncio.create_task(self._watch_deadline(envelope))
+            deadline.add_done_callback(lambda _: None)
+        await self._run_steps(progress, arguments, envelope)
+        return await self._end(progress, envelope)
+
+    async def _run_steps(self, progress: ExecutionProgress, arguments: RunArguments, envelope: StartEnvelope) -> None:
+        while True:
+            self._interrupt(progress)
+            draining = workflow.info().is_continue_as_new_suggested()
+            if progress.ending is not None:
+                self._runner.cancel_all()
+            elif not draining:
+                for action in progress.next_actions(workflow.now()):
+                    self._runner.start(action)
+            workflow.set_current_details(step_table(progress))
+            if progress.is_over:
+                return
+            if draining and progress.running == 0:
+                await self._continue_as_new(progress, arguments, envelope)
+                continue
+            await workflow.wait_condition(lambda: self._news or bool(self._runner.ended))
+            self._apply_ended(progress)
+
+    def _interrupt(self, progress: ExecutionProgress) -> None:
+        self._news = False
+        if self._native_cancel is not None or self._signalled_cancel is not None:
+            reason = self._native_cancel or self._signalled_cancel
+            progress.cancel(Cancellation(reason=reason or None, at=workflow.now()))
+        if self._deadline_passed:
+            progress.time_out()
+
+    def _apply_ended(self, progress: ExecutionProgress) -> None:
+        while self._runner.ended:
+            action, result = self._runner.ended.popleft()
+            if isinstance(result, BaseException):
+                raise result
+            if isinstance(result, CallFailure):
+                replacement = progress.apply_failure(action.address, result, action.call, workflow.now())
+                if replacement is not None:
+                    self._runner.start(replacement)
+            else:
+                progress.apply_outcome(action.address, result, action.call)
+
+    async def _plan(self, arguments: RunArguments) -> tuple[ExecutionPlan, StartEnvelope]:
+        envelope = arguments.envelope
+        if envelope is not None and envelope.plan is not None:
+            return envelope.plan, envelope
+        info = workflow.info()
+        request = LoadPlanInput(
+            execution_id=info.workflow_id,
+            run_id=info.run_id,
+            run_started_at=info.start_time,
+            definition_id=info.workflow_type,
+            plan_hash=envelope.plan_hash if envelope else None,
+            input=None if envelope else arguments.input,
+        )
+        try:
+            loaded = await self._local_then_remote(ACTIVITY_LOAD_PLAN, request, LoadPlanResult, "load the plan")
+        except ActivityError as error:
+            cause = error.cause
+            if isinstance(cause, ApplicationError):
+                raise ApplicationError(cause.message, *cause.details, type=cause.type, non_retryable=True) from error
+            raise
+        if loaded.plan is None:
+            fail(ErrorPayload(code=ErrorCode.INTERNAL_ERROR, message="The plan was loaded empty"))
+        if envelope is not None:
+            return loaded.plan, envelope
+        _upsert_search_attributes(loaded)
+        envelope = StartEnvelope(
+            interpreter_version=arguments.interpreter_version,
+            plan_hash=loaded.plan_hash,
+            input_ref=loaded.input_ref,
+            search_attributes=loaded.search_attributes,
+        )
+        return loaded.plan, envelope
+
+    async def _watch_deadline(self, envelope: StartEnvelope) -> None:
+        if envelope.deadline_at is not None:
+            left = envelope.deadline_at - workflow.now()
+            if left.total_seconds() > 0:
+                await workflow.sleep(left, summary="deadline")
+            self._deadline_passed = True
+            self._news = True
+
+    async def _continue_as_new(
+        self, progress: ExecutionProgress, arguments: RunArguments, envelope: StartEnvelope
+    ) -> None:
+        if len(progress.decided) > MAX_CARRIED_DECISIONS:
+            await workflow.execute_activity(
+                ACTIVITY_RECORD_DECISIONS,
+                RecordDecisionsInput(
+                    execution_id=progress.facts.execution_id,
+                    run_id=progress.facts.run_id,
+                    run_started_at=progress.facts.run_started_at,
+                    decided=progress.take_decided(),
+                ),
+                start_to_close_timeout=REMOTE_TIMEOUT,
+                retry_policy=REMOTE_RETRY,
+                summary="record decisions",
+            )
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        if self._news:
+            return
+        carried = progress.carry(cancel_reason=None)
+        workflow.continue_as_new(
+            args=[
+                None if envelope.input_ref else arguments.input,
+                envelope.model_copy(update={"carried": carried}),
+            ]
+        )
+
+    async def _end(self, progress: ExecutionProgress, envelope: StartEnvelope) -> JsonValue:
+        ending = progress.ending or Ending(ExecutionStatus.COMPLETED)
+        if ending.status is ExecutionStatus.CANCELLED and self._native_cancel is None:
+            await self._request_native_cancel(self._signalled_cancel or "")
+        output: CallInput | None = None
+        if ending.status is ExecutionStatus.COMPLETED:
+            try:
+                output = progress.output_input()
+            except MissingPathError as error:
+                progress.fail_output(error)
+                ending = progress.ending or ending
+        workflow.set_current_details(step_table(progress))
+        result = await self._finalize(progress, ending, output, envelope)
+        if ending.status is ExecutionStatus.CANCELLED:
+            raise asyncio.CancelledError
+        error = result.error or ending.error
+        if error is not None:
+            fail(error)
+        if result.output.ref is not None:
+            return result.output.ref.model_dump(mode="json", exclude={"declared"})
+        return result.output.inline
+
+    async def _finalize(
+        self, progress: ExecutionProgress, ending: Ending, output: CallInput | None, envelope: StartEnvelope
+    ) -> FinalizeResult:
+        facts = progress.facts
+        request = FinalizeInput(
+            execution_id=facts.execution_id,
+            definition_id=progress.plan.definition_id,
+            version=progress.plan.version,
+            plan_hash=envelope.plan_hash,
+            run_id=facts.run_id,
+            run_started_at=facts.run_started_at,
+            history_length=workflow.info().get_current_history_length(),
+            status=ending.status,
+            output=output,
+            error=ending.error,
+            cancel=ending.cancel,
+            started_at=facts.started_at,
+            completed_at=workflow.now(),
+            usage=progress.usage,
+            decided=progress.take_decided(),
+            warnings=progress.warnings,
+            step_ids=[step.id for step in progress.plan.steps],
+        )
+        return await self._local_then_remote(ACTIVITY_FINALIZE, request, FinalizeResult, "record the end")
+
+    async def _request_native_cancel(self, reason: str) -> None:
+        info = workflow.info()
+        await workflow.execute_activity(
+            ACTIVITY_REQUEST_CANCEL,
+            RequestCancelInput(execution_id=info.workflow_id, run_id=info.run_id, reason=reason),
+            start_to_close_timeout=REMOTE_TIMEOUT,
+            retry_policy=REMOTE_RETRY,
+            summary="tell Temporal of the cancellation",
+        )
+        await workflow.wait_condition(lambda: self._native_cancel is not None)
+
+    async def _local_then_remote(self, activity_type: str, request: object, result_type: type[R], summary: str) -> R:
+        try:
+            return await workflow.execute_local_activity(
+                activity_type,
+                request,
+                result_type=result_type,
+                start_to_close_timeout=LOCAL_TIMEOUT,
+                retry_policy=LOCAL_RETRY,
+                summary=summary,
+            )
+        except ActivityError as error:
+            if isinstance(error.cause, ApplicationError) and error.cause.non_retryable:
+                raise
+            return await workflow.execute_activity(
+                activity_type,
+                request,
+                result_type=result_type,
+                start_to_close_timeout=REMOTE_TIMEOUT,
+                retry_policy=REMOTE_RETRY,
+                summary=summary,
+            )
+
+
+def fail(error: ErrorPayload) -> NoReturn:
+    """End the run as failed: the Application Error's type is the error's code."""
+    raise ApplicationError(error.message, error.details, type=error.code, non_retryable=True)
+
+
+def _upsert_search_attributes(loaded: LoadPlanResult) -> None:
+    plan = loaded.plan
+    if plan is None:
+        return
+    updates = [
+        SearchAttributeKey.for_keyword("BatonWorkflow").value_set(plan.definition_id),
+        SearchAttributeKey.for_int("BatonVersion").value_set(plan.version),
+        SearchAttributeKey.for_keyword_list("BatonTags").value_set(plan.tags),
+        SearchAttributeKey.for_keyword("BatonTenant").value_set("default"),
+    ]
+    registered = [update for update in updates if update.key.name in loaded.search_attributes]
+    if registered:
+        workflow.upsert_search_attributes(registered)  # pyright: ignore[reportUnknownMemberType] # the SDK's own overload

@@ -1,0 +1,126 @@
+"""Agent calls as Temporal activities: started, watched without one waiting task each, and their ends classified."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from temporalio import workflow
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    TimeoutType,
+    is_cancelled_exception,
+)
+from temporalio.exceptions import (
+    TimeoutError as ActivityTimeoutError,
+)
+
+with workflow.unsafe.imports_passed_through():
+    from engine.domain.agent_call import FailureReason
+    from engine.domain.ids import AGENT_ACTIVITY_PREFIX
+    from engine.domain.messages import FailureDetails, StepOutcome
+    from engine.domain.progress import CallFailure, InvokeAgent
+    from workflows.activity_options import agent_activity_options
+
+if TYPE_CHECKING:
+    from asyncio import Task
+
+WORKER_SHUTDOWN = "WorkerShutdown"
+"""Type of the failure that the SDK reports for an activity that a stopping worker cancelled."""
+
+
+class StepRunner:
+    """Runs agent calls; what has ended waits in ``ended`` for the workflow's loop."""
+
+    def __init__(self) -> None:
+        self.ended: deque[tuple[InvokeAgent, StepOutcome | CallFailure | BaseException]] = deque()
+        self._open: dict[str, Task[StepOutcome]] = {}
+
+    def start(self, action: InvokeAgent) -> None:
+        """Schedule a call's activity."""
+        handle = workflow.start_activity(
+            AGENT_ACTIVITY_PREFIX + action.call.agent.agent_id,
+            action.call,
+            result_type=StepOutcome,
+            activity_id=action.activity_id,
+            **agent_activity_options(action.step, action.maximum_attempts, action.summary),
+        )
+        self._open[action.address] = handle
+        handle.add_done_callback(partial(self._end, action))
+
+    def cancel_all(self) -> None:
+        """Cancel every open call, in the order they were started."""
+        for handle in list(self._open.values()):
+            handle.cancel()
+        self._open.clear()
+
+    def _end(self, action: InvokeAgent, handle: Task[StepOutcome]) -> None:
+        self._open.pop(action.address, None)
+        if handle.cancelled():
+            self.ended.append((action, _cancelled()))
+            return
+        error = handle.exception()
+        if error is None:
+            self.ended.append((action, handle.result()))
+        elif isinstance(error, ActivityError):
+            self.ended.append((action, classify(error, action)))
+        else:
+            self.ended.append((action, error))
+
+
+def classify(error: ActivityError, action: InvokeAgent) -> CallFailure:
+    """Say how a call failed: by its agent, by a time limit, with its worker, or because it was cancelled."""
+    cause = error.cause
+    if is_cancelled_exception(error):
+        return _cancelled()
+    match cause:
+        case ActivityTimeoutError(type=TimeoutType.HEARTBEAT):
+            attempts = _attempts_of(cause.last_heartbeat_details, action)
+            return CallFailure("lost", FailureReason.TIMEOUT, "The worker that ran it was lost", attempts)
+        case ActivityTimeoutError():
+            attempts = _attempts_of(cause.last_heartbeat_details, action)
+            return CallFailure("timeout", FailureReason.TIMEOUT, _timeout_message(cause, action), attempts)
+        case ApplicationError(type=reason) if reason == WORKER_SHUTDOWN:
+            return CallFailure("lost", FailureReason.UNAVAILABLE, "The worker that ran it was stopped", 1)
+        case ApplicationError():
+            return _agent_failure(cause)
+        case _:
+            return CallFailure("agent", FailureReason.ERROR, str(cause or error), 1)
+
+
+def _agent_failure(cause: ApplicationError) -> CallFailure:
+    reason = cause.type or FailureReason.ERROR
+    details = FailureDetails()
+    if cause.details:
+        details = FailureDetails.model_validate(cause.details[0])
+    return CallFailure(
+        "input" if details.invalid_input else "agent",
+        reason,
+        cause.message,
+        details.attempt,
+        usage=details.usage,
+        details=details.details,
+    )
+
+
+def _timeout_message(cause: ActivityTimeoutError, action: InvokeAgent) -> str:
+    step = action.step
+    if cause.type is TimeoutType.START_TO_CLOSE:
+        return f"Agent {action.call.agent.agent_id} did not answer within {step.timeout.total_seconds():g} s"
+    if cause.type is TimeoutType.SCHEDULE_TO_CLOSE and step.total_timeout is not None:
+        return f"The step did not end within its total_timeout of {step.total_timeout.total_seconds():g} s"
+    return cause.message
+
+
+def _attempts_of(heartbeat_details: object, action: InvokeAgent) -> int:
+    match heartbeat_details:
+        case [{"attempt": int(attempt)}, *_]:  # pyright: ignore[reportUnknownVariableType] # heartbeat details are untyped
+            return attempt
+        case _:
+            return 1 if action.step.total_timeout else action.maximum_attempts
+
+
+def _cancelled() -> CallFailure:
+    return CallFailure("cancelled", "cancelled", "Cancelled before it ended", 0)
