@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from activities.operand_values import resolve
 from engine import request_context
 from engine.domain.execution import (
     ArtifactRef,
+    Cancellation,
     ErrorPayload,
     Event,
     ExecutionRecord,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from engine.ports.plan_loader import PlanLoader
     from engine.ports.state_store import StateStore
 
+_ASK_SECONDS = 2.0
+
 _logger = logging.getLogger(__name__)
 
 
@@ -56,7 +60,10 @@ class RecordActivities:
         artifacts: ArtifactStore,
         state: StateStore,
         runtime: ExecutionRuntime,
+        search_attributes: list[str],
     ) -> None:
+        """Take the ports, and the names of Baton's search attributes that the namespace has registered."""
+        self._search_attributes = search_attributes
         self._plans = plans
         self._executions = executions
         self._artifacts = artifacts
@@ -68,9 +75,10 @@ class RecordActivities:
         """Find or make the plan of a run, and its record."""
         request_context.execution_id.set(request.execution_id)
         try:
-            return await self._plans.load_plan(request)
+            loaded = await self._plans.load_plan(request)
         except EngineError as error:
             raise engine_application_error(error) from error
+        return loaded.model_copy(update={"search_attributes": self._search_attributes})
 
     @activity.defn(name=ACTIVITY_RECORD_DECISIONS)
     async def record_decisions(self, request: RecordDecisionsInput) -> None:
@@ -96,7 +104,7 @@ class RecordActivities:
         request_context.execution_id.set(request.execution_id)
         try:
             output, fault = await self._output(request)
-            record = _terminal_record(request, output, fault)
+            record = _terminal_record(request, output, fault, await self._cancellation(request))
             stored = await self._executions.finalize_execution(record, request.decided)
         except EngineError as error:
             raise engine_application_error(error) from error
@@ -121,6 +129,18 @@ class RecordActivities:
         artifact_id, size_bytes = await self._artifacts.put_artifact(value)
         return Value(ref=ArtifactRef(artifact_id=artifact_id, size_bytes=size_bytes)), None
 
+    async def _cancellation(self, request: FinalizeInput) -> Cancellation | None:
+        """Who asked for the end, as Temporal's history has it; without an answer, as the workflow saw it."""
+        if request.cancel is None:
+            return None
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                found = await self._runtime.find_cancel_request(request.execution_id)
+        except (EngineError, TimeoutError) as error:
+            _logger.warning("Who cancelled %s was not found out: %s", request.execution_id, error)
+            return request.cancel
+        return request.cancel if found is None else request.cancel.model_copy(update={"by": found.by, "at": found.at})
+
     async def _publish(self, stored: ExecutionRecord, request: FinalizeInput) -> None:
         events = [event for step in request.decided for event in step.events]
         try:
@@ -134,7 +154,9 @@ class RecordActivities:
             _logger.warning("Live state of %s was not written: %s", request.execution_id, error)
 
 
-def _terminal_record(request: FinalizeInput, output: Value | None, fault: ErrorPayload | None) -> ExecutionRecord:
+def _terminal_record(
+    request: FinalizeInput, output: Value | None, fault: ErrorPayload | None, cancel: Cancellation | None
+) -> ExecutionRecord:
     status = ExecutionStatus.FAILED if fault else request.status
     error = fault or request.error
     end = Event.at_instant(
@@ -160,7 +182,7 @@ def _terminal_record(request: FinalizeInput, output: Value | None, fault: ErrorP
         history_length=request.history_length,
         output=output,
         error=error,
-        cancel=request.cancel,
+        cancel=cancel,
         warnings=request.warnings,
         usage=request.usage,
         events=[end],

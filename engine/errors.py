@@ -92,9 +92,7 @@ class EngineError(Exception):
         }
 
 
-def _rebuild(
-    cls: type[EngineError], message: str, details: dict[str, object], request_id: str | None
-) -> EngineError:
+def _rebuild(cls: type[EngineError], message: str, details: dict[str, object], request_id: str | None) -> EngineError:
     error = cls.__new__(cls)
     EngineError.__init__(error, message, details, request_id)
     return error
@@ -123,9 +121,7 @@ class NotFoundError(EngineError):
     key: ClassVar[str] = "id"
 
     def __init__(self, object_id: str, details: Mapping[str, object] | None = None) -> None:
-        super().__init__(
-            f"{self.noun} with ID {object_id} not found", {self.key: object_id, **(details or {})}
-        )
+        super().__init__(f"{self.noun} with ID {object_id} not found", {self.key: object_id, **(details or {})})
 
 
 class DefinitionNotFoundError(NotFoundError):

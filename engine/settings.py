@@ -61,6 +61,12 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+def _some_path(value: object) -> object:
+    if value == "":
+        raise ValueError("an empty path would be the current folder")
+    return value
+
+
 def _host_and_port(value: str) -> str:
     if not re.fullmatch(r"[^\s/@:]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}", value):
         raise ValueError("not host:port")
@@ -89,7 +95,7 @@ _Texts = Annotated[tuple[str, ...], Field(strict=False)]
 _Text = Annotated[str, Field(min_length=1)]
 _Secret = Annotated[SecretStr, Field(min_length=1)]
 _Address = Annotated[str, AfterValidator(_host_and_port)]
-_Folder = Annotated[Path, Field(strict=False)]
+_Folder = Annotated[Path, Field(strict=False), BeforeValidator(_some_path)]
 
 
 class EngineSettings(BaseModel):

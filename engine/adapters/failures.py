@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 __all__ = ["Failure", "FailureTable"]
 
@@ -71,7 +71,7 @@ class FailureTable:
         return None
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
+    def translated(self) -> Generator[None]:
         """Run driver calls; what they raise and the table knows leaves as ``StoreError``."""
         try:
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass
 from enum import IntEnum
@@ -61,7 +60,7 @@ class Failure(click.ClickException):
 
     def __init__(self, error: EngineError, output: Output) -> None:
         super().__init__(error.message)
-        self.exit_code = int(exit_code_of(error))
+        self.exit_code = int(exit_code_of(error))  # pyright: ignore[reportAttributeAccessIssue] - click reads it here
         self._error = error
         self._output = output
 
@@ -117,7 +116,7 @@ class Invocation:
         return config_from_text(pairs)
 
     def settings(self) -> EngineSettings:
-        """Return the settings that the commands' engines get.
+        """Return the settings that an engine of this invocation has.
 
         Raises:
             ConfigurationError: they can't be used.
@@ -126,15 +125,41 @@ class Invocation:
 
         return EngineSettings.load(self.config_values(), profile=self.profile)
 
-    def call(self, use: Callable[[WorkflowEngine], Awaitable[_T]]) -> _T:
-        """Open an engine, hand it to ``use`` and close it, on an event loop of its own."""
+    def call(
+        self,
+        use: Callable[[WorkflowEngine], Awaitable[_T]],
+        *,
+        overrides: Mapping[str, object] | None = None,
+        log_level: str = "WARNING",
+    ) -> _T:
+        """Open an engine, hand it to ``use`` and close it, on an event loop of its own.
+
+        Args:
+            use: does the work; its answer is returned.
+            overrides: settings that win over the user's own.
+            log_level: of Baton's log lines on stderr, unless the user has set one.
+        """
+        import asyncio
+        import logging
+
         from engine.facade import WorkflowEngine
+        from engine.observability import open_logging
+
+        # A failed attempt is part of the answer; the SDK's own lines would say it again with a traceback.
+        logging.getLogger("temporalio").setLevel(logging.CRITICAL)
+        settings = self.settings()
+        config = self.config_values() | dict(overrides or {})
 
         async def session() -> _T:
-            async with WorkflowEngine(self.config_values(), profile=self.profile) as engine:
+            async with WorkflowEngine(config, profile=self.profile) as engine:
                 return await use(engine)
 
-        return asyncio.run(session())
+        level = settings.log_level if "log_level" in settings.model_fields_set else log_level
+        log = open_logging(level, settings.log_format)
+        try:
+            return asyncio.run(session())
+        finally:
+            log.close()
 
 
 def _keep_output(ctx: click.Context, _parameter: click.Parameter, value: Output) -> None:

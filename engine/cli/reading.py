@@ -1,8 +1,8 @@
 """What the user hands over in files and options, as JSON values.
 
-YAML is read by the rules of JSON: a plain word is a number, true, false or null only where JSON (or YAML's `~`) says
-so and stays text otherwise. YAML 1.1 would turn the key `on` of a fallback into true, `12:30` into 750 and a date into an
-object that no store keeps. A key given twice is refused, because one of the two would be lost.
+YAML is read by the rules of JSON: a plain word is a number only where JSON says so, true, false and null are what
+YAML 1.2 calls so, and all else stays text. YAML 1.1 would turn the key `on` of a fallback into true, `12:30` into
+750 and a date into an object that no store keeps. A key given twice is refused, because one of the two would be lost.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ class _JsonWordsLoader(yaml.SafeLoader):
 
 
 for _tag, _pattern, _first in (
-    ("null", r"~|null|", ["~", "n", ""]),
-    ("bool", r"true|false", ["t", "f"]),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"-?(0|[1-9][0-9]*)", list("-0123456789")),
     ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", list("-0123456789")),
     ("merge", r"<<", ["<"]),
 ):
-    _JsonWordsLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    _JsonWordsLoader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType] - PyYAML's stub has no types
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first
+    )
 
 
 def read_object(source: str, what: str) -> JsonObject:

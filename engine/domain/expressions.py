@@ -72,9 +72,9 @@ MAX_TEMPLATE_CHARS: Final = 65_536
 """Longest string that holds a ``${``; a string without one may have any length."""
 MAX_TEMPLATE_DEPTH: Final = 64
 """Most containers inside each other in a template."""
-MAX_TEMPLATE_NODES: Final = 10_000
+MAX_TEMPLATE_NODES: Final = 20_000
 """Most values in a template, containers and scalars."""
-MAX_TEMPLATE_PATHS: Final = 1_000
+MAX_TEMPLATE_PATHS: Final = 20_000
 """Most ``${}`` in a template, repeated ones counted."""
 MAX_TEXT_CHARS: Final = 64 * 1024 * 1024
 """Longest interpolated text when the caller gives no limit: the top size of any value."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from engine.domain.json import JsonObject
 
-__all__ = ["Issue", "IssueCode", "IssueList", "Location", "issue_details", "nearest_word"]
+__all__ = ["Issue", "IssueCode", "IssueList", "Location", "issue_details", "nearest_word", "summary"]
 
 Location = tuple[str | int, ...]
 """Keys and indexes from the top of the checked document."""
@@ -165,3 +165,10 @@ def issue_details(issues: Iterable[Issue]) -> dict[str, object]:
     """Return the ``details`` of an error that carries issues: ``{"issues": [{severity, code, path, ...}]}``."""
     found: list[JsonObject] = [issue.model_dump(mode="json") for issue in issues]
     return {"issues": found}
+
+
+def summary(what: str, issues: Iterable[Issue]) -> str:
+    """Return one line for an error's message: ``what``, the first error, and how many more there are."""
+    errors = [issue for issue in issues if issue.severity == "error"]
+    first = f"{errors[0].path}: {errors[0].message}" if errors[0].path else errors[0].message
+    return f"{what}: {first}" + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")

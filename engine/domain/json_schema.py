@@ -23,6 +23,8 @@ __all__ = ["MAX_SCHEMA_ISSUES", "check_schema", "check_value", "closed_propertie
 
 MAX_SCHEMA_ISSUES: Final = 20
 """Most issues of one check of a schema, or of a value by a schema."""
+MAX_CHECKED_PARTS: Final = 2_000
+"""Most references and patterns looked at when a schema is saved; a fault in a later one shows when it is used."""
 MAX_SHOWN_CHARS: Final = 200
 
 _NAMED_SCHEMAS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -72,7 +74,7 @@ def check_schema(schema: JsonObject, issues: IssueList, location: Location) -> N
 def _check_parts(schema: JsonObject, issues: IssueList, location: Location) -> None:
     """Look at what the meta-schema can't see: references and patterns."""
     resolves = _resolver(schema)
-    for place, keyword, text in islice(_texts(schema, location), 10 * MAX_SCHEMA_ISSUES):
+    for place, keyword, text in islice(_texts(schema, location), MAX_CHECKED_PARTS):
         if keyword == "$ref":
             if not text.startswith("#"):
                 issues.error(

@@ -7,7 +7,7 @@ always one that was measured. What can't be known (a rate of nothing, an unknown
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 from engine.domain.issues import nearest_word
 from engine.errors import InvalidInputError
@@ -15,7 +15,7 @@ from engine.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engine.ports.execution_store import Aggregates
+    from engine.domain.execution import Usage
 
 __all__ = [
     "DEFAULT_TIME_RANGE",
@@ -37,6 +37,30 @@ _RANGE_ADVICE: Final = (
     'Give "last_<number>_minutes", "_hours", "_days" or "_weeks", such as "last_30_days", '
     'or {"start": ..., "end": ...} with ISO 8601 instants.'
 )
+
+
+class Aggregates(Protocol):
+    """Counts and sums over a time range, as the port of the analytics returns them."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def completed(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def cancelled(self) -> int: ...
+    @property
+    def durations(self) -> Sequence[float]:
+        """Seconds of the completed ones, ascending."""
+        ...
+
+    @property
+    def retries(self) -> int: ...
+    @property
+    def fallbacks(self) -> int: ...
+    @property
+    def usage(self) -> Usage: ...
 
 
 def parse_instant(text: object, path: str = "time") -> datetime:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
-    from engine.domain.execution import ErrorPayload, Value
+    from engine.domain.execution import Cancellation, ErrorPayload, Value
     from engine.domain.json import JsonValue
     from engine.domain.messages import StartEnvelope
     from engine.domain.plan import ExecutionPlan
@@ -25,7 +25,6 @@ class StartRequest:
     """The input, or None when ``envelope.input_ref`` has it."""
     envelope: StartEnvelope
     """Without the plan; the runtime embeds it when it is small enough."""
-    start_delay: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,10 @@ class ExecutionRuntime(Protocol):
     ``RuntimeUnavailableError``, whose message says which command starts a server.
     """
 
+    async def connect(self) -> None:
+        """Reach the server (and, where the worker is embedded, start both), so that a start can be tried."""
+        ...
+
     async def start_run(self, request: StartRequest) -> StartedRun:
         """Start a run, or join the one that is open under this id.
 
@@ -89,6 +92,10 @@ class ExecutionRuntime(Protocol):
 
     async def request_cancel(self, execution_id: str, reason: str | None) -> bool:
         """Ask for cancellation; return False when no open run has this id."""
+        ...
+
+    async def find_cancel_request(self, execution_id: str) -> Cancellation | None:
+        """Return the latest cancellation request of the current run: why, by whom, when; or None."""
         ...
 
     async def describe_run(self, execution_id: str) -> RunDescription | None:

@@ -294,9 +294,9 @@ def _layer_rows(layer_of: Mapping[str, int]) -> list[JsonValue]:
     return [{"layer": level, "modules": [*members]} for level, members in sorted(levels.items())]
 
 
-def _isolated(modules: Iterable[ModuleFile], linked: AbstractSet[str]) -> list[JsonValue]:
-    alone = (file for file in modules if file.module not in linked)
-    return [file.module for file in alone if file.kind == "code" and not file.is_package]
+def _isolated(modules: Sequence[ModuleFile], linked: AbstractSet[str]) -> list[JsonValue]:
+    alone = [file for file in modules if file.module not in linked and not file.is_package]
+    return [file.module for file in alone if file.kind == "code" and linked]
 
 
 def _cycle_rows(

@@ -100,7 +100,7 @@ def _cycles(relationship: JsonObject) -> list[str]:
             f"{_way(cycles[0])}. Such modules can't be loaded or tested apart, and the order of imports can "
             "break them."
         )
-    else:
+    elif read_count(totals, "imports"):
         findings.append("No import cycle at load time: the modules form clean layers.")
     deferred = read_rows(relationship, "deferred_cycles")
     if deferred:

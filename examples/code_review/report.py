@@ -30,7 +30,7 @@ _LAYERS: Final = 20
 _UNREADABLE: Final = 200
 _WAY: Final = 8
 # Narrower than this a function's name says too little; the frame is what a row holds beside its two texts.
-_NAME: Final = 30
+_NAME: Final = 24
 _FRAME: Final = 26
 _NOTES: Final = (
     (
@@ -141,7 +141,7 @@ def _architecture_lines(architecture: JsonObject, relationship: JsonObject) -> l
         ["Module", "Lines", "Public names", "Docstring", "Kind"],
         [
             [
-                code(read_text(row, "module"), 48),
+                code(read_text(row, "module"), 47),
                 read_count(row, "lines"),
                 read_count(row, "public_count"),
                 "yes" if read_flag(row, "docstring") else "no",

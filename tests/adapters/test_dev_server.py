@@ -61,8 +61,11 @@ async def address_of(holder: subprocess.Popen[str]) -> str:
 
 def processes_of(data_dir: Path) -> list[psutil.Process]:
     """Return the server and the supervisor that the state file names."""
-    state = json.loads((data_dir / "temporal" / "server.json").read_text())
-    return [psutil.Process(state[key]) for key in ("pid", "supervisor_pid")]
+    return [psutil.Process(pid) for pid in pids_in((data_dir / "temporal" / "server.json").read_text())]
+
+
+def pids_in(state: str) -> list[int]:
+    return [json.loads(state)[key] for key in ("pid", "supervisor_pid")]
 
 
 async def all_gone(processes: list[psutil.Process], seconds: float = 10) -> bool:
@@ -156,6 +159,28 @@ async def test_starters_in_several_processes_at_once_get_one_server(tmp_path: Pa
     assert await all_gone(processes)
 
 
+async def test_a_program_that_ends_without_closing_leaves_nothing_behind_and_says_nothing(tmp_path: Path):
+    program = textwrap.dedent(
+        """
+        import asyncio, sys
+        from pathlib import Path
+        from engine.adapters.temporal.dev_server import acquire_dev_server
+
+        asyncio.run(acquire_dev_server(Path(sys.argv[1])))
+        print((Path(sys.argv[1]) / "temporal" / "server.json").read_text())
+        """
+    )
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program, tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    left = [process for process in psutil.process_iter() if process.pid in pids_in(ran.stdout)]
+    assert await all_gone(left)
+
+
 async def test_a_killed_holder_leaves_nothing_behind(tmp_path: Path):
     holder = start_holder(tmp_path)
     assert await address_of(holder)
@@ -201,6 +226,8 @@ async def test_a_killed_supervisor_takes_its_server_along_and_the_next_start_is_
     supervisor.kill()
     try:
         assert await all_gone([supervisor])
+        if sys.platform == "linux":
+            assert await all_gone([server])
         again = await acquire_dev_server(tmp_path)
         try:
             assert not is_alive(server)
@@ -362,8 +389,10 @@ ALL_FLAGS = (
 
 async def test_without_any_temporal_the_error_names_the_commands(no_temporal: Path):
     assert find_binary() is None
+    old = fake_temporal(no_temporal / "PATH", "--ip --port")
     with pytest.raises(RuntimeUnavailableError) as caught:
         await acquire_dev_server(no_temporal / "data")
+    assert f"{old}: it is too old" in caught.value.message
     assert "./baton doctor --fix" in caught.value.message
     assert "./baton dev" in caught.value.message
     assert caught.value.code == "runtime_unavailable"
@@ -438,7 +467,7 @@ async def test_two_builders_at_once_build_once_into_the_cache(no_temporal: Path,
     assert made[0].source == "cache"
     assert (no_temporal / "XDG_CACHE_HOME") in made[0].path.parents
     assert builds.read_text() == "one\n"
-    assert "building the Temporal server 1.2.3" in lines[0]
+    assert [line for line in lines if line.startswith("building the Temporal server 1.2.3")]
     assert [line for line in lines if line.startswith("built ")]
     assert not list(made[0].path.parent.glob("*.partial"))
     (no_temporal / "temporal-dev" / "go.sum").write_text("another lock")

@@ -448,6 +448,11 @@ class TestCost:
             parse_condition(opening * (MAX_CONDITION_DEPTH + 1) + "a")
         assert lines_run(parse_condition, opening * 2000 + "a") < 10_000
 
+    @pytest.mark.parametrize("part", ["(a)", "[a] = [true]", "!false", "not false", "has(a)", "size([]) = 0"])
+    def test_only_nesting_counts_as_depth(self, part):
+        text = " and ".join([part] * (MAX_CONDITION_DEPTH + 1))
+        assert parse_condition(text).evaluate(RootsScope({"a": True})) is True
+
     def test_the_deepest_allowed_condition_is_read_and_evaluated(self):
         text = "(" * MAX_CONDITION_DEPTH + "a and true" + ")" * MAX_CONDITION_DEPTH
         assert parse_condition(text).evaluate(RootsScope({"a": True})) is True

@@ -162,6 +162,7 @@ class TestTemplates:
             ("$${a} $${b} ${input.n}", "${a} ${b} 3"),
             ("$$${x}", "$${x}"),
             ("${input.n}$${x}", "3${x}"),
+            ("${input.n} costs 5$", "3 costs 5$"),
             ("5 $ and } and {x} and $x", "5 $ and } and {x} and $x"),
             ({"${input.n}": ["${input.n}", {"k": "v"}]}, {"${input.n}": [3, {"k": "v"}]}),
             ({}, {}),

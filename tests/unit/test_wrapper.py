@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-TOOLS = ("sh", "cksum", "dirname", "mkdir", "mv", "readlink", "rm", "sleep")
+TOOLS = ("sh", "cksum", "dirname", "mkdir", "mv", "readlink", "rm", "sed")
 
 CLI = """
 import os, sys

@@ -183,9 +183,10 @@ class AgentLoops:
     def close(self, timeout: timedelta) -> list[threading.Thread]:
         """Cancel what runs, and return the threads; each ends within ``timeout`` unless a function blocks it."""
         with self._lock:
-            self._closed = True
-            for loop in self._loops:
-                loop.stop(timeout)
+            if not self._closed:
+                self._closed = True
+                for loop in self._loops:
+                    loop.stop(timeout)
             return [loop.thread for loop in self._loops]
 
     def _free_loop(self) -> _LoopThread:
@@ -235,12 +236,12 @@ class _LoopThread:
     def _begin_to_stop(self, timeout: timedelta) -> None:
         self._winding_down = self._loop.create_task(self._wind_down(timeout))
 
-    async def _wind_down(self, timeout: timedelta) -> None:
+    async def _wind_down(self, patience: timedelta) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         if others:
-            await asyncio.wait(others, timeout=timeout.total_seconds())
+            await asyncio.wait(others, timeout=patience.total_seconds())
         self._stopped = True
         self._loop.stop()
 
@@ -249,7 +250,8 @@ class _LoopThread:
         while not self._stopped:
             try:
                 self._loop.run_forever()
-            except BaseException:  # noqa: BLE001 - SystemExit of a task that a user's function left behind
+            except BaseException:
+                # The loop passes on a SystemExit of a task that a user's function left behind.
                 _logger.warning("a task started by an agent's function tried to end the process", exc_info=True)
         self._loop.close()
 

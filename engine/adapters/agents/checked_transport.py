@@ -1,4 +1,4 @@
-"""An HTTP client that goes only where ``AllowedHosts`` lets it, whoever builds its requests.
+"""An HTTP transport that goes only where ``AllowedHosts`` lets it, whoever builds its requests.
 
 The name is resolved once, inside the connection pool's network layer, and the connection is made to an address of
 that very answer: a second, different DNS answer has no moment to come in, while TLS and the Host header keep the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from functools import cache
 from typing import TYPE_CHECKING, Final, cast
 
 import httpcore2
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
-__all__ = ["open_checked_client", "resolve_host"]
+__all__ = ["CheckedTransport", "resolve_host"]
 
 _MAX_ADDRESSES: Final = 4
 _MAX_CONNECTIONS: Final = 100
@@ -45,34 +45,30 @@ async def resolve_host(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-def open_checked_client(
-    hosts: AllowedHosts, resolve: Resolver, tls: ssl.SSLContext | None = None
-) -> httpx2.AsyncClient:
-    """Open a client for the running event loop; the caller closes it.
+@cache
+def _system_trust() -> ssl.SSLContext:
+    # Reading the trust store takes tens of milliseconds, so it is done once a process.
+    return httpx2.create_ssl_context(trust_env=False)
 
-    It follows no redirect, keeps no cookie, reads no proxy or certificate from the environment, and verifies TLS.
+
+class CheckedTransport(httpx2.AsyncBaseTransport):
+    """Sends requests for the event loop it is first used on; the caller closes it.
+
+    Used without a client on purpose: a client follows redirects, keeps cookies, reads the environment and logs whole
+    URLs, a transport does none of it.
 
     Args:
         hosts: where it may go; anything else ends in an ``AgentFailure`` (invalid_request) before a connection.
         resolve: name and port to addresses.
         tls: how servers are verified; None for the system's trust store.
     """
-    return httpx2.AsyncClient(
-        transport=_CheckedTransport(hosts, resolve, tls or httpx2.create_ssl_context(trust_env=False)),
-        follow_redirects=False,
-        trust_env=False,
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        headers={"User-Agent": "baton"},
-    )
 
-
-class _CheckedTransport(httpx2.AsyncBaseTransport):
     # httpx2's own transport takes no network backend; its pool, a public class of httpcore2, does.
 
-    def __init__(self, hosts: AllowedHosts, resolve: Resolver, tls: ssl.SSLContext) -> None:
+    def __init__(self, hosts: AllowedHosts, resolve: Resolver, tls: ssl.SSLContext | None = None) -> None:
         self._hosts = hosts
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls,
+            ssl_context=tls or _system_trust(),
             max_connections=_MAX_CONNECTIONS,
             max_keepalive_connections=20,
             keepalive_expiry=5.0,
@@ -80,9 +76,17 @@ class _CheckedTransport(httpx2.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request and return its response as soon as the headers are there; the caller closes it.
+
+        Raises:
+            AgentFailure: invalid_request, when the list does not allow the host or its address.
+            httpcore2.TimeoutException: a timeout of the request's extensions passed.
+            httpcore2.NetworkError: no connection, or it broke.
+            httpcore2.ProtocolError: what answers does not speak HTTP.
+        """
         url = request.url
         host = url.raw_host.decode("ascii")
-        port = url.port or _DEFAULT_PORTS[url.scheme]
+        port = _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
         if not self._hosts.allows(host, port):
             raise AgentFailure(
                 FailureReason.INVALID_REQUEST,
@@ -100,12 +104,13 @@ class _CheckedTransport(httpx2.AsyncBaseTransport):
         )
         return httpx2.Response(
             status_code=response.status,
-            # Without it nobody can follow a redirect, and the client does not stumble over a malformed one.
-            headers=[item for item in response.headers if item[0].lower() != b"location"],
+            headers=response.headers,
             stream=_ResponseStream(response),
+            request=request,
         )
 
     async def aclose(self) -> None:
+        """Close all connections."""
         await self._pool.aclose()
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from engine.adapters.agents.checked_transport import Resolver
+    from engine.adapters.agents.checked_transport import CheckedTransport, Resolver
     from engine.domain.agent_call import AgentCall, AgentInvocation
     from engine.domain.json import JsonObject, JsonValue
 
@@ -41,9 +41,9 @@ _METHODS: Final = ("POST", "PUT", "PATCH")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,200}")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
 _OWN_HEADERS: Final = frozenset((
-    "accept", "baton-attempt", "baton-execution-id", "baton-step-id", "connection", "content-encoding",
-    "content-length", "content-type", "expect", "host", "idempotency-key", "keep-alive", "proxy-authorization",
-    "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    "accept", "accept-encoding", "baton-attempt", "baton-execution-id", "baton-step-id", "connection",
+    "content-encoding", "content-length", "content-type", "expect", "host", "idempotency-key", "keep-alive",
+    "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 ))  # fmt: skip
 _REASON_OF_STATUS: Final = {
     401: FailureReason.UNAUTHORIZED,
@@ -58,7 +58,7 @@ _REASON_OF_STATUS: Final = {
 class _Target:
     url: httpx2.URL
     method: str
-    headers: dict[str, str]
+    headers: httpx2.Headers
 
 
 class HttpAgentInvoker:
@@ -88,7 +88,7 @@ class HttpAgentInvoker:
         self._max_response_bytes = max_response_bytes
         self._resolve = resolve
         self._tls = tls
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
+        self._transports: WeakKeyDictionary[asyncio.AbstractEventLoop, CheckedTransport] = WeakKeyDictionary()
 
     async def invoke_agent(self, invocation: AgentInvocation) -> AgentReply:
         """Send one request.
@@ -127,33 +127,38 @@ class HttpAgentInvoker:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; those of an ended loop went with it."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        transport = self._transports.pop(asyncio.get_running_loop(), None)
+        if transport is not None:
+            await transport.aclose()
 
     async def _send(self, target: _Target, content: JsonValue, remaining: float) -> AgentReply:
         import httpx2
 
         body = await asyncio.to_thread(_encode, content)
         limits = httpx2.Timeout(remaining, connect=min(_CONNECT_TIMEOUT.total_seconds(), remaining))
-        async with self._client().stream(
-            target.method, target.url, content=body, headers=target.headers, timeout=limits
-        ) as response:
+        request = httpx2.Request(
+            target.method,
+            target.url,
+            headers=target.headers,
+            content=body,
+            extensions={"timeout": limits.as_dict()},
+        )
+        async with aclosing(await self._transport().handle_async_request(request)) as response:
             if not response.is_success:
                 raise await _failure_of(response)
             answer = await self._read(response)
         output = await asyncio.to_thread(_decode, answer, target.url.host, response.status_code)
         return AgentReply(output)
 
-    def _client(self) -> httpx2.AsyncClient:
-        from engine.adapters.agents.checked_transport import open_checked_client, resolve_host
+    def _transport(self) -> CheckedTransport:
+        from engine.adapters.agents.checked_transport import CheckedTransport, resolve_host
 
         loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            client = open_checked_client(self._hosts, self._resolve or resolve_host, self._tls)
-            self._clients[loop] = client
-        return client
+        transport = self._transports.get(loop)
+        if transport is None:
+            transport = CheckedTransport(self._hosts, self._resolve or resolve_host, self._tls)
+            self._transports[loop] = transport
+        return transport
 
     async def _read(self, response: httpx2.Response) -> bytearray:
         answer = bytearray()
@@ -180,6 +185,8 @@ def _target_of(config: JsonObject) -> _Target:
         raise _invalid("`url` can't be parsed; give an absolute http or https URL") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise _invalid("`url` must be an absolute http or https URL")
+    if url.port is not None and not 0 < url.port < 2**16:
+        raise _invalid("`url` has a port outside of 1 to 65535")
     if url.userinfo:
         raise _invalid("`url` holds a user name or password; send credentials in `headers`")
     method = config.get("method", "POST")
@@ -188,7 +195,7 @@ def _target_of(config: JsonObject) -> _Target:
     given = config.get("headers")
     if given is not None and not isinstance(given, dict):
         raise _invalid("`headers` must be an object of header names and texts")
-    headers: dict[str, str] = {}
+    headers = httpx2.Headers({"User-Agent": "baton"})
     for name, value in (given or {}).items():
         headers[name] = _checked_header(name, value)
     if "${secret." in str(text):
@@ -215,6 +222,7 @@ def _invalid(what: str) -> AgentFailure:
 def _headers_of(call: AgentCall) -> dict[str, str]:
     return {
         "Accept": "application/json",
+        "Accept-Encoding": "gzip, deflate",
         "Content-Type": "application/json",
         "Idempotency-Key": call.idempotency_key,
         "Baton-Execution-Id": call.execution_id,

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final, cast
 
 from engine.domain.agent_call import AgentFailure, FailureReason
-from engine.domain.json import MAX_DEPTH, MAX_VALUE_BYTES, json_fault
+from engine.domain.json import MAX_VALUE_BYTES, json_fault
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -34,47 +34,10 @@ def checked_output(output: object) -> JsonObject:
             f"The agent's output is of type {type(output).__name__:.100}; it must be a JSON object (a dict)",
         )
     found = cast("dict[object, object]", output)
-    fault = _unbounded_fault(found) or json_fault(found, "output")
+    fault = json_fault(found, "output")
     if fault is not None:
         raise AgentFailure(FailureReason.INVALID_OUTPUT, f"The agent's output is not JSON: {bounded_text(fault, 500)}")
     return cast("JsonObject", found)
-
-
-def _unbounded_fault(output: dict[object, object]) -> str | None:
-    # One object referred to from many places counts as often as it would be written out, yet is looked at once a
-    # level: sixty lists that each hold the next one twice must not be walked 2**60 times.
-    level: dict[int, tuple[object, int]] = {id(output): (output, 1)}
-    items = 0
-    for _ in range(MAX_DEPTH + 1):
-        below: dict[int, tuple[object, int]] = {}
-        for container, times in level.values():
-            if isinstance(container, dict):
-                keyed = cast("dict[object, object]", container)
-                fault = next(filter(None, map(_text_fault, keyed)), None)
-                if fault is not None:
-                    return fault
-                children = list(keyed.values())
-            else:
-                children = cast("list[object]", container)
-            items += times * len(children)
-            if items > _MAX_ITEMS:
-                return f"it holds more than {_MAX_ITEMS} items"
-            for child in children:
-                if type(child) in (dict, list):
-                    below[id(child)] = (child, below.get(id(child), (None, 0))[1] + times)
-                elif (fault := _text_fault(child)) is not None:
-                    return fault
-        level = below
-    return None
-
-
-def _text_fault(item: object) -> str | None:
-    if type(item) is str and not item.isascii():
-        try:
-            item.encode()
-        except UnicodeEncodeError:
-            return f"the text {item!a:.60} has half of a surrogate pair, which UTF-8 can't hold"
-    return None
 
 
 def bounded_text(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:

@@ -132,14 +132,29 @@ class Session:
 
     def recover(self, error: Exception) -> Exception:
         """Give up what ``error`` makes doubtful; return the error to raise in its place."""
+        if isinstance(error, UnicodeEncodeError):
+            return InvalidInputError("A text holds half a surrogate pair, which is no Unicode; repair or remove it")
         if _code(error) in _UNSURE:
             identity = self._identity
             self.close()
-            if self._schema.disposable and _is_damage(error) and identity == self._identity_on_disk():
-                self._discard()
-        if isinstance(error, UnicodeEncodeError):
-            return InvalidInputError("A text holds half a surrogate pair, which is no Unicode; repair or remove it")
+            if self._schema.disposable and _is_damage(error):
+                try:
+                    # Somebody else may have begun it anew already.
+                    if identity == self._identity_on_disk():
+                        self._discard()
+                except OSError as refusal:
+                    return self._failures.explain(refusal) or refusal
         return self._failures.explain(error) or error
+
+    def roll_back(self) -> None:
+        """End the open transaction, if there is one: after some faults SQLite has ended it already."""
+        if self._connection is None or not self._connection.in_transaction:
+            return
+        try:
+            self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            # Closing ends it too.
+            self.close()
 
     def close(self) -> None:
         """Close the connection, if there is one; the next use opens another."""
@@ -193,16 +208,12 @@ class Session:
         newest = len(self._schema.migrations)
         if self._version(connection) == newest:
             return
+        # What fails in here is undone when ``_open`` closes the connection.
         connection.execute("BEGIN IMMEDIATE")
-        try:
-            for statements in self._schema.migrations[self._version(connection) :]:
-                for statement in statements:
-                    connection.execute(statement)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        for statements in self._schema.migrations[self._version(connection) :]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute("COMMIT")
 
     def _version(self, connection: sqlite3.Connection) -> int:
         (version,) = cast("tuple[int]", connection.execute("PRAGMA user_version").fetchone())

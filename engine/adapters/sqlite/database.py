@@ -207,7 +207,7 @@ class _Writer:
                 job.result = _work_of(job)(connection)
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - raised where the job's answer is awaited
-            _end_transaction(connection)
+            self.session.roll_back()
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
@@ -246,7 +246,7 @@ class _Reader:
             try:
                 job.result = _work_of(job)(connection)
             finally:
-                _end_transaction(connection)
+                self.session.roll_back()
         except Exception as error:  # noqa: BLE001 - raised where the job's answer is awaited
             _fail(self.session, [job], error)
 
@@ -255,12 +255,6 @@ def _work_of(job: _Job) -> Callable[[sqlite3.Connection], object]:
     if job.work is None:
         raise TypeError("an end is no work")
     return job.work
-
-
-def _end_transaction(connection: sqlite3.Connection) -> None:
-    # After some faults SQLite has ended it already.
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
 
 
 def _fail(session: Session, jobs: Sequence[_Job], error: Exception) -> None:

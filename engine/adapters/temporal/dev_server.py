@@ -159,10 +159,7 @@ async def _join_or_start(directory: Path, until: float) -> _ServerState:
             else:
                 binary = await asyncio.to_thread(find_binary)
                 if binary is None:
-                    raise RuntimeUnavailableError(
-                        "There is no usable Temporal server on this machine. Run `./baton doctor --fix` to "
-                        "get one, start one with `./baton dev`, or set temporal_address to the one you have."
-                    )
+                    raise await asyncio.to_thread(_no_binary_error)
                 _start_supervisor(directory, binary, life)
                 started = True
         finally:
@@ -170,6 +167,16 @@ async def _join_or_start(directory: Path, until: float) -> _ServerState:
         await asyncio.sleep(_POLL_SECONDS)
     raise RuntimeUnavailableError(
         f"The Temporal development server of {directory} did not answer in time. {_log_words(directory)}"
+    )
+
+
+def _no_binary_error() -> RuntimeUnavailableError:
+    reasons = [f"{one.path}: {one.reason}" for one in examine_binaries() if isinstance(one, PassedOver)]
+    passed_over = f" Passed over: {'; '.join(reasons)}." if reasons else ""
+    return RuntimeUnavailableError(
+        "There is no usable Temporal server on this machine. Run `./baton doctor --fix` to get one, start one "
+        f"with `./baton dev`, or set temporal_address to the one you have.{passed_over}",
+        {"passed_over": reasons},
     )
 
 
@@ -265,7 +272,7 @@ async def _lock(path: Path, kind: int, until: float) -> _HeldLock:
     try:
         while not lock_now(lock.descriptor, kind):
             if time.monotonic() > until:
-                raise RuntimeUnavailableError(  # noqa: TRY301 - the lock's file is closed in one place
+                raise RuntimeUnavailableError(
                     f"Another process has been starting or stopping the development server of {path.parent} "
                     f"for too long. Look for it, end it and try again. {_log_words(path.parent)}"
                 )

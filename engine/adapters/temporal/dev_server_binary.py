@@ -232,7 +232,7 @@ def _build_with_go(go: str, target: Path, progress: Callable[[str], None]) -> No
     partial = target.with_name("temporal.partial")
     link_flags = f"-s -w -X github.com/temporalio/cli/temporalcli.Version={version}"
     command = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", link_flags, "-o", str(partial)]
-    progress(f"building the Temporal server {version} with Go (once, two to five minutes) ...")
+    progress(f"building the Temporal server {version} with Go (once, some minutes) ...")
     started = time.monotonic()
     with (
         tempfile.TemporaryFile() as output,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from temporalio.api.common.v1 import Payload, Payloads
-from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter
+from temporalio.contrib.pydantic import PydanticJSONPlainPayloadConverter, ToJsonOptions
 from temporalio.converter import (
     CompositePayloadConverter,
     DataConverter,
@@ -46,7 +46,8 @@ _MAX_HEAD_BYTES = 16 * 1024
 _REQUEST_SECONDS = 10
 _LOOPBACK_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?")
 
-_JSON = PydanticJSONPlainPayloadConverter()
+# Only what was set: defaults are the reader's, and every byte is kept in the history.
+_JSON = PydanticJSONPlainPayloadConverter(ToJsonOptions(exclude_unset=True))
 _CONVERTERS = tuple(
     _JSON if isinstance(converter, JSONPlainPayloadConverter) else converter
     for converter in DefaultPayloadConverter.default_encoding_payload_converters

@@ -1,0 +1,212 @@
+"""Executions, their steps and their frozen plans in the embedded database: each port call is one transaction.
+
+The order of competing writes is in ``step_rows`` (the fence) and in ``_stands`` below (the end of an execution).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+from engine.adapters.packing import instant_text
+from engine.adapters.sqlite.analytics import agent_aggregates, workflow_aggregates
+from engine.adapters.sqlite.execution_rows import (
+    execution_row,
+    find_execution,
+    insert_execution,
+    list_execution_page,
+    replace_execution,
+)
+from engine.adapters.sqlite.health import database_health
+from engine.adapters.sqlite.schema import TENANT
+from engine.adapters.sqlite.step_rows import enter_run, find_step, list_step_records, put_step, step_row
+from engine.domain.execution import ExecutionRecord, StepRecord, StepStatus
+from engine.errors import InternalError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from datetime import datetime
+
+    from engine.adapters.codec import Codec
+    from engine.adapters.sqlite.database import SqliteDatabase
+    from engine.domain.execution import ExecutionStatus
+    from engine.domain.page import Page, Position
+    from engine.ports.execution_store import Aggregates, ExecutionFilter
+    from engine.ports.health import StoreHealth
+
+__all__ = ["SqliteExecutionStore"]
+
+_INSERT_PLAN: Final = "INSERT INTO plans (tenant, plan_hash, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_GET_PLAN: Final = "SELECT body FROM plans WHERE tenant = ? AND plan_hash = ?"
+
+
+class SqliteExecutionStore:
+    """An ``ExecutionStore`` and ``ExecutionAnalytics`` on an embedded database, which it does not own."""
+
+    def __init__(self, database: SqliteDatabase, codec: Codec) -> None:
+        self._database = database
+        self._codec = codec
+
+    async def create_execution(self, record: ExecutionRecord, plan: bytes | None) -> ExecutionRecord | None:
+        """Insert a record and its plan; return None, or the record that was there first."""
+        row = execution_row(self._codec, record)
+
+        def create(connection: sqlite3.Connection) -> ExecutionRecord | None:
+            if not insert_execution(connection, record, row):
+                return find_execution(connection, self._codec, record.execution_id)
+            if plan is not None:
+                connection.execute(_INSERT_PLAN, (TENANT, record.plan_hash, plan))
+            return None
+
+        return await self._database.write(create)
+
+    async def get_execution(self, execution_id: str) -> ExecutionRecord | None:
+        """Return the record, or None."""
+        return await self._database.read(lambda connection: find_execution(connection, self._codec, execution_id))
+
+    async def list_executions(
+        self, query: ExecutionFilter, *, limit: int, after: Position | None
+    ) -> Page[ExecutionRecord]:
+        """Return records, latest created first."""
+        return await self._database.read(
+            lambda connection: list_execution_page(connection, self._codec, query, limit, after)
+        )
+
+    async def get_plan(self, plan_hash: str) -> bytes | None:
+        """Return the frozen plan, or None."""
+
+        def get(connection: sqlite3.Connection) -> bytes | None:
+            row = cast("tuple[bytes] | None", connection.execute(_GET_PLAN, (TENANT, plan_hash)).fetchone())
+            return None if row is None else row[0]
+
+        return await self._database.read(get)
+
+    async def record_steps(self, steps: list[StepRecord], run_started_at: datetime) -> list[StepRecord]:
+        """Write step records of one run behind the fence; return what stands for each."""
+        if not steps:
+            return []
+        rows = [step_row(self._codec, step) for step in steps]
+        started_at = instant_text(run_started_at)
+
+        def record(connection: sqlite3.Connection) -> list[StepRecord]:
+            enter_run(connection, steps[0].execution_id, steps[0].run_id, started_at)
+            written = [put_step(connection, row) for row in rows]
+            return [
+                step if was_written else self._stored(connection, step)
+                for step, was_written in zip(steps, written, strict=True)
+            ]
+
+        return await self._database.write(record)
+
+    async def claim_step(self, claim: StepRecord, run_started_at: datetime) -> StepRecord:
+        """Announce an attempt; return the stored record when it is completed or newer, else what was written."""
+        started_at = instant_text(run_started_at)
+
+        def write_claim(connection: sqlite3.Connection) -> StepRecord:
+            stored = find_step(connection, self._codec, _address(claim))
+            if stored is None:
+                standing = claim
+            elif stored.status is StepStatus.COMPLETED or stored.token > claim.token:
+                return stored
+            else:
+                # An equal token is this very claim, written before and not acknowledged: its usage is in already.
+                usage = stored.usage if stored.token == claim.token else stored.usage + claim.usage
+                standing = claim.model_copy(update={"usage": usage})
+            enter_run(connection, claim.execution_id, claim.run_id, started_at)
+            put_step(connection, step_row(self._codec, standing))
+            return standing
+
+        return await self._database.write(write_claim)
+
+    async def get_step(
+        self, execution_id: str, run_id: str, step_id: str, item: int | None, n: int
+    ) -> StepRecord | None:
+        """Return the record at an address, or None."""
+        address = (execution_id, run_id, step_id, item, n)
+        return await self._database.read(lambda connection: find_step(connection, self._codec, address))
+
+    async def list_steps(self, execution_id: str) -> list[StepRecord]:
+        """Return all step records of all runs of an execution, by token."""
+        return await self._database.read(lambda connection: list_step_records(connection, self._codec, execution_id))
+
+    async def finalize_execution(self, record: ExecutionRecord, steps: list[StepRecord]) -> ExecutionRecord:
+        """Write an execution's end with the steps not yet stored; return what stands."""
+        rows = [step_row(self._codec, step) for step in steps]
+        whole = execution_row(self._codec, record)
+
+        def finalize(connection: sqlite3.Connection) -> ExecutionRecord:
+            for row in rows:
+                put_step(connection, row)
+            if insert_execution(connection, record, whole):
+                return record
+            stored = self._found(connection, record.execution_id)
+            if _stands(stored, record):
+                return stored
+            standing = record.model_copy(
+                update={
+                    "input": stored.input,
+                    "input_hash": stored.input_hash,
+                    "options": stored.options,
+                    "created_at": stored.created_at,
+                    "plan_hash": stored.plan_hash,
+                    "step_ids": stored.step_ids,
+                    "started_at": stored.started_at or record.started_at,
+                }
+            )
+            replace_execution(connection, execution_row(self._codec, standing))
+            return standing
+
+        return await self._database.write(finalize)
+
+    async def repair_execution(self, record: ExecutionRecord, *, expected: ExecutionStatus) -> bool:
+        """Replace the record when its stored status still is ``expected``; return whether it was."""
+        row = execution_row(self._codec, record)
+
+        def repair(connection: sqlite3.Connection) -> bool:
+            stored = find_execution(connection, self._codec, record.execution_id)
+            if stored is None or stored.status is not expected:
+                return False
+            replace_execution(connection, row)
+            return True
+
+        return await self._database.write(repair)
+
+    async def workflow_aggregates(self, definition_id: str, start: datetime, end: datetime) -> Aggregates:
+        """Aggregate the executions of a definition that were created in ``[start, end]``."""
+        first, last = instant_text(start), instant_text(end)
+        return await self._database.read(lambda connection: workflow_aggregates(connection, definition_id, first, last))
+
+    async def agent_aggregates(self, agent_id: str, start: datetime, end: datetime) -> Aggregates:
+        """Aggregate the logical calls of an agent that started in ``[start, end]``."""
+        first, last = instant_text(start), instant_text(end)
+        return await self._database.read(lambda connection: agent_aggregates(connection, agent_id, first, last))
+
+    async def check_health(self) -> StoreHealth:
+        """Make one empty transaction."""
+        return await database_health(self._database)
+
+    def _stored(self, connection: sqlite3.Connection, step: StepRecord) -> StepRecord:
+        stored = find_step(connection, self._codec, _address(step))
+        if stored is None:
+            raise InternalError("A fence refused a step's write without a record behind it; please report it.")
+        return stored
+
+    def _found(self, connection: sqlite3.Connection, execution_id: str) -> ExecutionRecord:
+        stored = find_execution(connection, self._codec, execution_id)
+        if stored is None:
+            raise InternalError("An insert met an execution that is not there; please report it.")
+        return stored
+
+
+def _address(step: StepRecord) -> tuple[str, str, str, int | None, int]:
+    return (step.execution_id, step.run_id, step.step_id, step.item, step.n)
+
+
+def _stands(stored: ExecutionRecord, end: ExecutionRecord) -> bool:
+    """Return whether the stored record outranks an end: a later run's does, and so does an end that saw more."""
+    if stored.run_started_at is not None and (end.run_started_at is None or stored.run_started_at > end.run_started_at):
+        return True
+    return (
+        stored.status.is_terminal
+        and stored.run_started_at == end.run_started_at
+        and stored.history_length > end.history_length
+    )

@@ -1,0 +1,105 @@
+"""How a run stands and how it closed, read from Temporal's description and the last events of its history."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING, Final, cast
+
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
+from temporalio.client import WorkflowExecutionStatus
+
+from engine.domain.execution import Cancellation, ErrorPayload, Value
+from engine.errors import ErrorCode
+from engine.ports.execution_runtime import RunDescription, RunStatus
+
+if TYPE_CHECKING:
+    from temporalio.api.history.v1 import HistoryEvent
+    from temporalio.client import Client, WorkflowExecutionDescription
+
+    from engine.domain.json import JsonValue
+
+_STATUSES: Final[dict[WorkflowExecutionStatus, RunStatus]] = {
+    WorkflowExecutionStatus.RUNNING: "running",
+    WorkflowExecutionStatus.CONTINUED_AS_NEW: "running",
+    WorkflowExecutionStatus.COMPLETED: "completed",
+    WorkflowExecutionStatus.FAILED: "failed",
+    WorkflowExecutionStatus.CANCELED: "cancelled",
+    WorkflowExecutionStatus.TERMINATED: "terminated",
+    WorkflowExecutionStatus.TIMED_OUT: "timed_out",
+}
+_LAST_EVENTS: Final = 20
+_CODES: Final = frozenset(code.value for code in ErrorCode)
+
+
+async def describe_close(client: Client, described: WorkflowExecutionDescription) -> RunDescription:
+    """Describe a run; for a closed one read from its last events what it returned or who ended it."""
+    status = _STATUSES.get(described.status or WorkflowExecutionStatus.RUNNING, "running")
+    base = RunDescription(
+        run_id=described.run_id,
+        status=status,
+        started_at=described.start_time,
+        closed_at=described.close_time,
+        history_length=described.history_length,
+        definition_id=described.workflow_type,
+    )
+    if status == "running":
+        return base
+    return await _with_close(client, described, base)
+
+
+async def _with_close(client: Client, described: WorkflowExecutionDescription, base: RunDescription) -> RunDescription:
+    output: Value | None = None
+    error: ErrorPayload | None = None
+    reason: str | None = None
+    by: str | None = None
+    for event in await _last_events(client, described.id, described.run_id):
+        match event.event_type:
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
+                payloads = event.workflow_execution_completed_event_attributes.result.payloads
+                values = await client.data_converter.decode(payloads) if payloads else [None]
+                output = Value.of(cast("JsonValue", values[0]))
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED:
+                failure = event.workflow_execution_failed_event_attributes.failure
+                code = failure.application_failure_info.type
+                error = ErrorPayload(code=code if code in _CODES else ErrorCode.INTERNAL_ERROR, message=failure.message)
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
+                attributes = event.workflow_execution_terminated_event_attributes
+                reason, by = attributes.reason or None, attributes.identity or None
+            case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
+                request = event.workflow_execution_cancel_requested_event_attributes
+                reason, by = request.cause or None, request.identity or None
+            case _:
+                pass
+    return RunDescription(
+        run_id=base.run_id,
+        status=base.status,
+        started_at=base.started_at,
+        closed_at=base.closed_at,
+        history_length=base.history_length,
+        definition_id=base.definition_id,
+        output=output,
+        error=error,
+        close_reason=reason,
+        closed_by=by,
+    )
+
+
+async def find_cancel_request(client: Client, execution_id: str) -> Cancellation | None:
+    """The cancellation request among the current run's last events."""
+    for event in await _last_events(client, execution_id, ""):
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
+            request = event.workflow_execution_cancel_requested_event_attributes
+            at = event.event_time.ToDatetime(tzinfo=UTC)
+            return Cancellation(reason=request.cause or None, by=request.identity or None, at=at)
+    return None
+
+
+async def _last_events(client: Client, execution_id: str, run_id: str) -> list[HistoryEvent]:
+    from engine.adapters.temporal.connection import RPC_TIMEOUT
+
+    request = GetWorkflowExecutionHistoryReverseRequest(namespace=client.namespace, maximum_page_size=_LAST_EVENTS)
+    request.execution.workflow_id = execution_id
+    request.execution.run_id = run_id
+    answer = await client.workflow_service.get_workflow_execution_history_reverse(request, timeout=RPC_TIMEOUT)
+    return list(answer.history.events)

@@ -1,0 +1,346 @@
+"""The composition root: settings in, an open engine out; the only place that imports adapters.
+
+Each adapter is imported inside the branch that chooses it, so that a run on embedded stores loads no other driver.
+Making the parts connects to nothing; every one opens at its first use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from engine.errors import EngineError, UnsupportedError
+from engine.services.agents import AgentService
+from engine.services.analytics import AnalyticsService
+from engine.services.definitions import DefinitionService
+from engine.services.execution_reads import ExecutionReads
+from engine.services.executions import ExecutionService
+from engine.services.handoffs import HandoffService
+from engine.services.health import ComponentHealth, HealthService
+from engine.services.plans import PlanService
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from temporalio.client import Interceptor
+
+    from engine.adapters.temporal.connection import TemporalConnection
+    from engine.adapters.temporal.runtime import TemporalRuntime
+    from engine.ports.agent_invoker import AgentInvoker
+    from engine.ports.agent_store import AgentStore
+    from engine.ports.artifact_store import ArtifactStore
+    from engine.ports.definition_store import DefinitionStore
+    from engine.ports.execution_store import ExecutionAnalytics, ExecutionStore
+    from engine.ports.handoff_store import HandoffStore
+    from engine.ports.health import HealthCheck
+    from engine.ports.state_store import StateStore
+    from engine.settings import EngineSettings
+
+_logger = logging.getLogger(__name__)
+
+WORKER_GRACE: Final = timedelta(seconds=30)
+EMBEDDED_GRACE: Final = timedelta(seconds=5)
+"""An embedded worker stops with its program, and nobody waits half a minute for a program to end."""
+LIVE_STATE_TTL: Final = timedelta(days=1)
+_UNBUILT: Final = {
+    "neo4j_uri": "Neo4j",
+    "mongo_uri": "MongoDB",
+    "redis_uri": "Redis",
+    "pinecone_api_key": "Pinecone",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The ports over stores, with what keeps them open."""
+
+    definitions: DefinitionStore
+    agents: AgentStore
+    handoffs: HandoffStore
+    executions: ExecutionStore
+    analytics: ExecutionAnalytics
+    artifacts: ArtifactStore
+    state: StateStore
+    checks: Mapping[str, HealthCheck]
+    closing: AsyncExitStack
+
+
+class EngineSession:
+    """Everything an engine has open on one event loop.
+
+    A keeper task holds it: when that is asked to stop, or is cancelled with its loop, the worker ends gracefully and
+    stores, client and development server are let go.
+    """
+
+    def __init__(self, settings: EngineSettings, invoker: AgentInvoker | None = None) -> None:
+        from engine.adapters.temporal.connection import TemporalConnection
+        from engine.adapters.temporal.runtime import TemporalRuntime
+        from engine.adapters.temporal.worker_factory import INTERPRETER_VERSION
+
+        self.settings = settings
+        self.stores = open_stores(settings)
+        self._tracing = _open_tracing()
+        interceptors: list[Interceptor] = [self._tracing.interceptor()] if self._tracing else []
+        is_embedded = not settings.has_temporal_address()
+        self.connection: TemporalConnection = TemporalConnection(
+            None if is_embedded else settings.temporal_connect_config,
+            settings.data_dir,
+            settings.compression_threshold,
+            interceptors,
+            _metrics_runtime(settings),
+        )
+        embeds_worker = settings.worker == "embedded"
+        self.runtime: TemporalRuntime = TemporalRuntime(
+            self.connection, settings.task_queue, self.start_worker if embeds_worker else None
+        )
+        self._invoker = invoker
+        stores = self.stores
+        self.plans = PlanService(
+            stores.definitions,
+            stores.agents,
+            stores.handoffs,
+            stores.executions,
+            stores.artifacts,
+            stores.state,
+            _now,
+            settings.retry_count,
+        )
+        self.definitions = DefinitionService(stores.definitions, stores.agents, _now, _suffix)
+        self.agents = AgentService(stores.agents, _now)
+        self.handoffs = HandoffService(stores.handoffs, stores.agents, _now, _suffix)
+        self.reads = ExecutionReads(stores.executions, stores.state, self.runtime, _now)
+        self.executions = ExecutionService(
+            self.plans, stores.executions, self.runtime, self.reads, _now, _new_ulid, INTERPRETER_VERSION
+        )
+        self.analytics = AnalyticsService(stores.analytics, stores.definitions, stores.agents, _now)
+        self.health = HealthService(stores.checks, self._probe_runtime, _now)
+        self._stop = asyncio.Event()
+        self._starting = asyncio.Lock()
+        self._worker: asyncio.Task[None] | None = None
+        self._ask_worker_to_stop: asyncio.Event = asyncio.Event()
+        self._keeper = asyncio.create_task(self._keep(), name="baton engine")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing has ended it."""
+        return not self._keeper.done() and not self._stop.is_set()
+
+    async def start_worker(self, grace: timedelta = EMBEDDED_GRACE) -> None:
+        """Run a worker on this loop from now on; once.
+
+        Raises:
+            RuntimeUnavailableError: there is no server to work for.
+        """
+        async with self._starting:
+            if self._worker is not None and not self._worker.done():
+                return
+            client = await self.connection.client()
+            registered = await self.connection.registered_search_attributes()
+            from engine.adapters.temporal.worker_factory import WorkerParts, build_worker
+
+            stores = self.stores
+            worker = build_worker(
+                client,
+                self.settings.task_queue,
+                WorkerParts(
+                    invoker=self._invoker or self._open_invoker(),
+                    plans=self.plans,
+                    executions=stores.executions,
+                    artifacts=stores.artifacts,
+                    state=stores.state,
+                    runtime=self.runtime,
+                    search_attributes=sorted(registered),
+                ),
+                grace=grace,
+                runner=self.settings.workflow_runner,
+            )
+            self._worker = asyncio.create_task(worker.run(), name="baton worker")
+            self._stop_worker = worker.shutdown
+
+    async def worker_ended(self) -> None:
+        """Wait until the worker has ended; raise what ended it."""
+        if self._worker is not None:
+            await asyncio.shield(self._worker)
+
+    async def aclose(self) -> None:
+        """Close everything. Idempotent; may be called from any task of the loop."""
+        self._stop.set()
+        await asyncio.wait([self._keeper])
+        self._keeper.result()
+
+    async def _keep(self) -> None:
+        try:
+            await self._stop.wait()
+        except asyncio.CancelledError:
+            _logger.debug("The event loop is ending; the engine closes")
+        await self._close()
+
+    async def _close(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            if not worker.done():
+                await self._stop_worker()
+            await asyncio.wait([worker])
+            if not worker.cancelled() and (error := worker.exception()) is not None:
+                _logger.error("The worker ended with an error: %s", error)
+        async with AsyncExitStack() as closing:
+            if self._tracing is not None:
+                closing.push_async_callback(asyncio.to_thread, self._tracing.close)
+            closing.push_async_callback(self.connection.aclose)
+            closing.push_async_callback(self.stores.closing.aclose)
+
+    def _open_invoker(self) -> AgentInvoker:
+        from engine.adapters.agents.http_agents import HttpAgentInvoker
+        from engine.adapters.agents.python_agents import PythonAgentInvoker
+        from engine.adapters.agents.routing import RoutingAgentInvoker
+
+        python = PythonAgentInvoker(self.settings.agent_modules)
+        http = HttpAgentInvoker(self.settings.allowed_hosts)
+        self.stores.closing.push_async_callback(python.aclose)
+        self.stores.closing.push_async_callback(http.aclose)
+        return RoutingAgentInvoker({"python": python, "http": http})
+
+    async def _probe_runtime(self) -> tuple[ComponentHealth, ComponentHealth]:
+        if self.connection.is_embedded and not self.connection.is_open:
+            idle = "the embedded server and worker start with the first execution"
+            return (
+                ComponentHealth("up", backend="temporal", detail=idle),
+                ComponentHealth("up", backend="embedded", detail=idle),
+            )
+        health = await self.runtime.check_health()
+        missing = health.missing_search_attributes
+        detail = f"search attributes not registered: {', '.join(missing)}" if missing else None
+        temporal = ComponentHealth("up", "temporal", health.latency, health.version, detail)
+        if await self.runtime.has_poller():
+            return temporal, ComponentHealth("up", backend="temporal")
+        from engine.services.execution_reads import NO_WORKER_HINT
+
+        return temporal, ComponentHealth("no_worker", backend="temporal", detail=NO_WORKER_HINT)
+
+
+class WorkerSession:
+    """A worker program's worker, with all it needs.
+
+    Attributes:
+        address: of Temporal's frontend.
+        ui_url: of Temporal's UI, or None when unknown.
+        namespace: that is polled.
+        task_queue: that is polled.
+    """
+
+    def __init__(self, session: EngineSession, address: str, ui_url: str | None, namespace: str) -> None:
+        self._session = session
+        self.address = address
+        self.ui_url = ui_url
+        self.namespace = namespace
+        self.task_queue = session.settings.task_queue
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set or the worker fails; then end gracefully."""
+        stopping = asyncio.create_task(stop.wait())
+        ended = asyncio.create_task(self._session.worker_ended())
+        await asyncio.wait([stopping, ended], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if ended.done():
+            ended.result()
+        ended.cancel()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the worker gracefully and close everything."""
+        await self._session.aclose()
+
+
+async def open_worker(settings: EngineSettings) -> WorkerSession:
+    """Connect and start a worker.
+
+    Raises:
+        RuntimeUnavailableError: there is no server, and none can be started.
+        UnsupportedError: a store is configured whose adapter is not built yet.
+    """
+    session = EngineSession(settings)
+    try:
+        await session.start_worker(WORKER_GRACE)
+        client = await session.connection.client()
+    except (EngineError, asyncio.CancelledError):
+        await session.aclose()
+        raise
+    address = client.service_client.config.target_host
+    return WorkerSession(session, address, session.connection.ui_url, client.namespace)
+
+
+def open_stores(settings: EngineSettings) -> Stores:
+    """Choose an adapter for each store; nothing is opened yet.
+
+    Raises:
+        UnsupportedError: a store is configured whose adapter is not built yet.
+    """
+    for key, name in _UNBUILT.items():
+        if getattr(settings, key) is not None:
+            raise UnsupportedError(
+                f"{key} is set, but the {name} adapter is not built yet; leave {key} out to use the embedded store",
+                {"key": key},
+            )
+    from engine.adapters.codec import Codec
+    from engine.adapters.sqlite.agent_store import SqliteAgentStore
+    from engine.adapters.sqlite.artifact_store import SqliteArtifactStore
+    from engine.adapters.sqlite.database import SqliteDatabase
+    from engine.adapters.sqlite.definition_store import SqliteDefinitionStore
+    from engine.adapters.sqlite.execution_store import SqliteExecutionStore
+    from engine.adapters.sqlite.handoff_store import SqliteHandoffStore
+    from engine.adapters.sqlite.schema import LIVE_STATE
+    from engine.adapters.sqlite.state_store import SqliteStateStore
+
+    codec = Codec(settings.compression_threshold, settings.compression)
+    database = SqliteDatabase(settings.data_dir / "baton.db")
+    live = SqliteDatabase(settings.data_dir / "live.db", LIVE_STATE)
+    closing = AsyncExitStack()
+    closing.push_async_callback(database.aclose)
+    closing.push_async_callback(live.aclose)
+    definitions = SqliteDefinitionStore(database, codec)
+    executions = SqliteExecutionStore(database, codec)
+    state = SqliteStateStore(live, codec, LIVE_STATE_TTL)
+    return Stores(
+        definitions=definitions,
+        agents=SqliteAgentStore(database, codec),
+        handoffs=SqliteHandoffStore(database, codec),
+        executions=executions,
+        analytics=executions,
+        artifacts=SqliteArtifactStore(database, codec),
+        state=state,
+        checks={"definitions": definitions, "executions": executions, "state": state},
+        closing=closing,
+    )
+
+
+def _open_tracing():  # noqa: ANN202
+    from engine.observability import open_tracing
+
+    return open_tracing()
+
+
+def _metrics_runtime(settings: EngineSettings):  # noqa: ANN202
+    if settings.metrics_address is None:
+        return None
+    from engine.observability import prometheus_runtime
+
+    return prometheus_runtime(settings.metrics_address)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _suffix() -> str:
+    return secrets.token_hex(2)
+
+
+def _new_ulid() -> str:
+    from ulid import ULID
+
+    return str(ULID()).lower()

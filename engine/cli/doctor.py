@@ -1,0 +1,224 @@
+"""`baton doctor`: what is there, what is missing, and what to do about each.
+
+It opens nothing that it could leave behind: a development server is not started, only its program is tried.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+
+from engine.cli.invocation import ExitCode, Invocation, output_option
+from engine.cli.printing import note, print_json, print_table
+from engine.errors import ConfigurationError, RuntimeUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.settings import EngineSettings
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_CONNECT_SECONDS = 10.0
+_GO_SECONDS = 20.0
+_STORES = (
+    ("neo4j_uri", "engine.adapters.neo4j", "definitions"),
+    ("mongo_uri", "engine.adapters.mongodb", "executions"),
+    ("redis_uri", "engine.adapters.redis", "live state"),
+    ("pinecone_api_key", "engine.adapters.pinecone", "vectors"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table.
+
+    Attributes:
+        check: what was looked at.
+        status: ``warning`` does not keep the main job from running; ``missing`` and ``unreachable`` do.
+        detail: what was found.
+        fix: what to do; empty when nothing is.
+    """
+
+    check: str
+    status: Literal["ok", "warning", "missing", "unreachable"]
+    detail: str
+    fix: str = ""
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="Do what can be done: get a Temporal server, register search attributes.")
+@output_option
+@click.pass_context
+def doctor(ctx: click.Context, fix: bool) -> None:  # noqa: FBT001 - click passes options by name
+    """Say what is missing here and how to get it; exits 3 when something is, 4 when a server doesn't answer."""
+    invocation = ctx.ensure_object(Invocation)
+    checks = list(_checks(invocation, fix=fix))
+    healthy = not any(check.status in {"missing", "unreachable"} for check in checks)
+    if invocation.output == "json":
+        print_json({"ok": healthy, "checks": [asdict(check) for check in checks]}, "json")
+    elif invocation.output == "jsonl":
+        for check in checks:
+            print_json(asdict(check), "jsonl")
+    else:
+        print_table(
+            ["CHECK", "STATUS", "WHAT"],
+            [[c.check, c.status, c.detail + (f". {c.fix}" if c.fix else "")] for c in checks],
+        )
+    if any(check.status == "missing" for check in checks):
+        ctx.exit(ExitCode.CONFIGURATION)
+    if not healthy:
+        ctx.exit(ExitCode.UNREACHABLE)
+
+
+def _checks(invocation: Invocation, *, fix: bool) -> Iterator[Check]:
+    yield _python()
+    packages = _packages()
+    yield packages
+    if packages.status != "ok":
+        return
+    try:
+        settings = invocation.settings()
+    except ConfigurationError as error:
+        yield Check("settings", "missing", error.message, "Correct them")
+        return
+    yield _config_file()
+    yield _data_dir(settings.data_dir)
+    if settings.has_temporal_address():
+        yield from _configured_server(settings, fix=fix)
+    else:
+        yield from _server_program(fix=fix)
+    for key, module, data in _STORES:
+        yield _store(key, module, data, configured=getattr(settings, key) is not None)
+
+
+def _python() -> Check:
+    version = ".".join(str(number) for number in sys.version_info[:3])
+    return Check("Python", "ok", f"{version}, {sys.executable}")
+
+
+def _packages() -> Check:
+    project = tomllib.loads((_CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in cast("list[str]", project["dependencies"])]
+    absent: list[str] = []
+    for name in names:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            absent.append(name)
+    if absent:
+        return Check(
+            "packages",
+            "missing",
+            f"not installed: {', '.join(absent)}",
+            "Start by ./baton, which installs requirements.lock into .venv",
+        )
+    return Check("packages", "ok", f"all {len(names)} of pyproject.toml")
+
+
+def _config_file() -> Check:
+    from engine.settings import CONFIG_FILE
+
+    path = Path(os.environ.get("BATON_CONFIG_FILE") or CONFIG_FILE).absolute()
+    return Check("settings", "ok", str(path) if path.is_file() else f"no {CONFIG_FILE} here; environment and defaults")
+
+
+def _data_dir(folder: Path) -> Check:
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return Check("data_dir", "ok", str(folder) + ("" if folder.exists() else " (made when needed)"))
+    return Check(
+        "data_dir", "missing", f"{folder} can't be written", "Make it writable or choose another: -c data_dir=FOLDER"
+    )
+
+
+def _server_program(*, fix: bool) -> Iterator[Check]:
+    from engine.adapters.temporal.dev_server import TemporalBinary, build_binary, examine_binaries
+
+    found: TemporalBinary | None = None
+    for candidate in examine_binaries():
+        if isinstance(candidate, TemporalBinary):
+            found = candidate
+            break
+        yield Check("Temporal CLI", "warning", f"{candidate.path} is passed over: {candidate.reason}")
+    failure = ""
+    if found is None and fix:
+        try:
+            found = build_binary(note)
+        except RuntimeUnavailableError as error:
+            failure = error.message
+    go = shutil.which("go")
+    if found is not None:
+        yield Check("Temporal server", "ok", f"{found.version}, {found.path} ({found.source})")
+    else:
+        way = "./baton doctor --fix builds it with Go" if go else "./baton doctor --fix downloads it, or install Go"
+        yield Check("Temporal server", "missing", failure or "no usable Temporal CLI", "" if failure else way)
+    if go:
+        yield Check("Go", "ok", _go_version(go))
+    else:
+        yield Check(
+            "Go",
+            "ok" if found else "warning",
+            "not installed; needed only to build the Temporal server",
+            "" if found else "Install Go 1.26 or later, or the Temporal CLI",
+        )
+
+
+def _go_version(go: str) -> str:
+    try:
+        ran = subprocess.run(  # noqa: S603 - Go from PATH, fixed arguments, no shell
+            [go, "version"], capture_output=True, text=True, timeout=_GO_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{go} can't be run: {error}"
+    return f"{ran.stdout.strip().removeprefix('go version ')}, {go}"
+
+
+def _configured_server(settings: EngineSettings, *, fix: bool) -> Iterator[Check]:
+    import asyncio
+
+    from engine.cli.temporal_probe import ServerProbe, probe_server
+
+    name = "Temporal server"
+    try:
+        found: ServerProbe = asyncio.run(
+            probe_server(settings.temporal_connect_config(), timeout_seconds=_CONNECT_SECONDS, register=fix)
+        )
+    except ConfigurationError as error:
+        yield Check(name, "missing", error.message)
+        return
+    except RuntimeUnavailableError as error:
+        yield Check(name, "unreachable", error.message)
+        return
+    yield Check(name, "ok", f"{found.version} at {settings.temporal_address}, namespace {settings.temporal_namespace}")
+    if found.absent_attributes:
+        yield Check(
+            "search attributes",
+            "warning",
+            f"not registered: {', '.join(found.absent_attributes)}; runs can't be found by them in the UI",
+            "" if fix else "./baton doctor --fix registers them",
+        )
+    else:
+        yield Check("search attributes", "ok", "all registered")
+
+
+def _store(key: str, module: str, data: str, *, configured: bool) -> Check:
+    if not configured:
+        return Check(data, "ok", "embedded in data_dir")
+    if util.find_spec(module) is not None:
+        return Check(data, "ok", f"{key} is configured")
+    return Check(
+        data,
+        "missing",
+        f"{key} is configured, and this Baton has no adapter for it",
+        f"Remove {key}: it is embedded then",
+    )

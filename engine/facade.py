@@ -1,0 +1,429 @@
+"""``WorkflowEngine``: the whole API. Each method parses, delegates and renders, and holds no rule of its own.
+
+Making one connects to nothing, and nothing needs to be opened: what a call needs opens with it, on the event loop of
+the caller, and closes with ``aclose``, the end of ``async with`` or the end of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Self, cast
+
+from engine import answers, request_context
+from engine.bootstrap import EngineSession
+from engine.domain.metrics import format_instant
+from engine.errors import EngineError, InvalidInputError
+from engine.services.executions import parse_options
+from engine.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import TracebackType
+
+    from engine import types
+    from engine.domain.execution import Value
+    from engine.domain.json import JsonObject, JsonValue
+    from engine.ports.agent_invoker import AgentInvoker
+
+__all__ = ["WorkflowEngine"]
+
+Document = Mapping[str, object]
+
+
+class WorkflowEngine:
+    """Durable agent workflows: definitions, executions, agents, handoffs and what is known of them.
+
+    Every method raises ``EngineError`` with a code of ``errors.ErrorCode``. May be shared by tasks, and used again on
+    another event loop.
+
+    Args:
+        config: settings by key; what is left out comes from ``BATON_*`` variables, ``baton.toml`` and defaults.
+        profile: which profile of ``baton.toml``.
+        invoker: calls the agents of the embedded worker, in the place of the kinds that are built in; see
+            ``engine.testing``.
+
+    Raises:
+        ConfigurationError: an unknown key or a wrong value, all of them named.
+    """
+
+    def __init__(
+        self,
+        config: Document | None = None,
+        *,
+        profile: str | None = None,
+        invoker: AgentInvoker | None = None,
+    ) -> None:
+        self._settings = EngineSettings.load(config, profile=profile)
+        self._invoker = invoker
+        self._sessions: dict[asyncio.AbstractEventLoop, EngineSession] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the embedded worker gracefully and let everything go. The engine can be used again."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.aclose()
+
+    # Workflows.
+
+    async def create_workflow(
+        self,
+        name: str,
+        steps: Sequence[Document],
+        description: str | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Document | None = None,
+        *,
+        workflow_id: str | None = None,
+        **fields: object,
+    ) -> str:
+        """Store a workflow and return its id: a slug of the name unless ``workflow_id`` is given.
+
+        ``fields`` are the definition's other fields: ``input_schema``, ``defaults``, ``output_mapping``.
+
+        Raises:
+            InvalidInputError: with every issue in ``details.issues``.
+            ConflictError: ``workflow_id`` is taken.
+        """
+        with self._call() as session:
+            given = {"description": description, "tags": tags, "metadata": metadata, **fields}
+            document = {"name": name, "steps": steps, **{key: v for key, v in given.items() if v is not None}}
+            stored = await session.definitions.create_definition(plain(document), workflow_id)
+            return stored.definition_id
+
+    async def validate_workflow(self, definition: Document) -> types.Validation:
+        """Report every issue of a definition without storing it."""
+        with self._call() as session:
+            issues = await session.definitions.validate_definition(plain(definition))
+            valid = all(issue.severity != "error" for issue in issues)
+            return {"valid": valid, "issues": [cast("types.Issue", issue.model_dump(mode="json")) for issue in issues]}
+
+    async def get_workflow(self, workflow_id: str, version: int | None = None) -> types.Workflow:
+        """Return a workflow, its newest version unless another is asked for."""
+        with self._call() as session:
+            return answers.workflow(await session.definitions.get_definition(text(workflow_id, "workflow_id"), version))
+
+    async def update_workflow(self, workflow_id: str, updates: Document) -> bool:
+        """Store a new version in which ``updates`` replace fields (null removes one); True.
+
+        Equal content makes no new version. Running executions keep the version they started with.
+        """
+        with self._call() as session:
+            await session.definitions.update_definition(text(workflow_id, "workflow_id"), plain(updates))
+            return True
+
+    async def list_workflows(
+        self,
+        tags: Sequence[str] | None = None,
+        status: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> types.WorkflowPage:
+        """Return a page of workflows that have all ``tags``, newest first."""
+        with self._call() as session:
+            items, following = await session.definitions.list_definitions(
+                cast("list[str] | None", plain(tags)), status, limit, cursor
+            )
+            return {"items": [answers.workflow_item(item) for item in items], "next_cursor": following}
+
+    async def list_workflow_versions(
+        self, workflow_id: str, limit: int | None = None, cursor: str | None = None
+    ) -> types.WorkflowPage:
+        """Return a page of a workflow's versions, newest first."""
+        with self._call() as session:
+            items, following = await session.definitions.list_versions(text(workflow_id, "workflow_id"), limit, cursor)
+            return {"items": [answers.workflow_item(item) for item in items], "next_cursor": following}
+
+    async def delete_workflow(self, workflow_id: str) -> bool:
+        """Archive a workflow: reads no longer find it, running executions finish, records stay; True."""
+        with self._call() as session:
+            await session.definitions.delete_definition(text(workflow_id, "workflow_id"))
+            return True
+
+    # Executions.
+
+    async def execute_workflow(
+        self,
+        workflow_id: str,
+        input_data: Document | None = None,
+        execution_options: Document | None = None,
+    ) -> types.Execution:
+        """Start an execution and return at once.
+
+        ``execution_options``: ``priority`` (high, normal, low), ``timeout`` (seconds for the whole), ``trace``,
+        ``idempotency_key`` (the same key and input return the same execution), ``version``, ``tags``.
+        """
+        with self._call() as session:
+            start = parse_options(document(execution_options, "execution_options"))
+            given = cast("JsonValue", plain({} if input_data is None else input_data))
+            started = await session.executions.start_execution(text(workflow_id, "workflow_id"), given, start)
+            record = started.record
+            namespace = self._settings.temporal_namespace
+            ui_url = session.runtime.ui_url(record.execution_id, record.run_id, namespace)
+            return answers.execution(record, started.run, namespace, self._settings.task_queue, ui_url)
+
+    async def get_execution_status(self, execution_id: str) -> types.ExecutionStatus:
+        """Return where an execution stands, never older than a second while it is open."""
+        with self._call() as session:
+            return answers.execution_status(await session.reads.read_status(text(execution_id, "execution_id")))
+
+    async def get_execution_result(self, execution_id: str, wait: float = 0) -> types.ExecutionResult:
+        """Return how an execution ended; a failed or cancelled one does not raise.
+
+        Args:
+            execution_id: of the execution.
+            wait: seconds to wait for its end.
+
+        Raises:
+            InvalidInputError: it is still open after ``wait`` seconds.
+        """
+        with self._call() as session:
+            patience = seconds(wait, "wait")
+            result = await session.reads.read_result(text(execution_id, "execution_id"), patience)
+            outputs = {step_id: await self._loaded(session, record.output) for step_id, record in result.steps.items()}
+            return answers.execution_result(result, await self._loaded(session, result.record.output), outputs)
+
+    async def list_executions(
+        self,
+        workflow_id: str | None = None,
+        status: str | None = None,
+        start_time: str | datetime | None = None,
+        end_time: str | datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> types.ExecutionPage:
+        """Return a page of executions, latest first; the times bound their creation."""
+        with self._call() as session:
+            items, live, following = await session.executions.list_executions(
+                definition_id=None if workflow_id is None else text(workflow_id, "workflow_id"),
+                status=status,
+                start_time=start_time,
+                end_time=end_time,
+                tags=plain(tags),
+                limit=limit,
+                cursor=cursor,
+            )
+            page = [answers.execution_item(item, live.get(item.execution_id)) for item in items]
+            return {"items": page, "next_cursor": following}
+
+    async def cancel_execution(self, execution_id: str, reason: str | None = None) -> bool:
+        """Ask for cancellation; True when it was asked for, False when the execution is over."""
+        with self._call() as session:
+            why = None if reason is None else text(reason, "reason")
+            return await session.executions.cancel_execution(text(execution_id, "execution_id"), why)
+
+    async def watch_execution(self, execution_id: str, from_event: str | None = None) -> AsyncIterator[types.Event]:
+        """Yield an execution's events until it is over, from the one behind ``from_event`` (an event's id)."""
+        with self._call() as session:
+            events = session.reads.watch(text(execution_id, "execution_id"), from_event)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield answers.event(event)
+
+    # Agents.
+
+    async def register_agent(
+        self,
+        name: str,
+        description: str | None = None,
+        capabilities: Sequence[str] | None = None,
+        tools: Sequence[str] | None = None,
+        config: Document | None = None,
+        agent_id: str | None = None,
+    ) -> str:
+        """Register an agent, or a new version of it, and return its id: derived from the name unless given."""
+        with self._call() as session:
+            agent = await session.agents.register_agent(
+                name,
+                description,
+                cast("list[str] | None", plain(capabilities)),
+                cast("list[str] | None", plain(tools)),
+                cast("JsonObject | None", plain(config)),
+                agent_id,
+            )
+            return agent.agent_id
+
+    async def get_agent(self, agent_id: str) -> types.Agent:
+        """Return an agent's newest version."""
+        with self._call() as session:
+            return answers.agent(await session.agents.get_agent(text(agent_id, "agent_id")))
+
+    async def list_agents(
+        self,
+        capabilities: Sequence[str] | None = None,
+        status: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> types.AgentPage:
+        """Return a page of agents that have all ``capabilities``, newest first."""
+        with self._call() as session:
+            wanted = cast("list[str] | None", plain(capabilities))
+            items, following = await session.agents.list_agents(wanted, status, limit, cursor)
+            return {"items": [answers.agent(item) for item in items], "next_cursor": following}
+
+    # Handoffs.
+
+    async def create_handoff(
+        self,
+        source_agent_id: str,
+        target_agent_id: str,
+        handoff_type: str = "sequential",
+        data_mapping: Mapping[str, str] | None = None,
+        trigger_conditions: Sequence[str] | None = None,
+        *,
+        workflow_id: str | None = None,
+    ) -> str:
+        """Store a handoff rule and return its id. Handoffs are stored and checked, and not acted on yet."""
+        with self._call() as session:
+            handoff = await session.handoffs.create_handoff(
+                source_agent_id,
+                target_agent_id,
+                handoff_type,
+                cast("dict[str, str] | None", plain(data_mapping)),
+                cast("list[str] | None", plain(trigger_conditions)),
+                workflow_id,
+            )
+            return handoff.handoff_id
+
+    async def get_handoff(self, handoff_id: str) -> types.Handoff:
+        """Return a handoff."""
+        with self._call() as session:
+            return answers.handoff(await session.handoffs.get_handoff(text(handoff_id, "handoff_id")))
+
+    async def list_handoffs(
+        self,
+        source_agent_id: str | None = None,
+        target_agent_id: str | None = None,
+        workflow_id: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> types.HandoffPage:
+        """Return a page of handoffs, oldest first."""
+        with self._call() as session:
+            items, following = await session.handoffs.list_handoffs(
+                source_agent_id, target_agent_id, workflow_id, limit, cursor
+            )
+            return {"items": [answers.handoff(item) for item in items], "next_cursor": following}
+
+    # What is known.
+
+    async def get_workflow_metrics(
+        self, workflow_id: str, time_range: str | Document | None = None, metrics: Sequence[str] | None = None
+    ) -> types.WorkflowMetrics:
+        """Return counts, rates and durations of a workflow's executions; no ``metrics`` means all."""
+        with self._call() as session:
+            start, end, values = await session.analytics.workflow_metrics(
+                text(workflow_id, "workflow_id"), plain(time_range), plain(metrics)
+            )
+            return {
+                "workflow_id": workflow_id,
+                "time_range": {"start": format_instant(start), "end": format_instant(end)},
+                "metrics": values,
+            }
+
+    async def get_agent_performance(
+        self, agent_id: str, time_range: str | Document | None = None, metrics: Sequence[str] | None = None
+    ) -> types.AgentPerformance:
+        """Return counts, rates and durations of an agent's calls; no ``metrics`` means all."""
+        with self._call() as session:
+            start, end, values = await session.analytics.agent_performance(
+                text(agent_id, "agent_id"), plain(time_range), plain(metrics)
+            )
+            return {
+                "agent_id": agent_id,
+                "time_range": {"start": format_instant(start), "end": format_instant(end)},
+                "metrics": values,
+            }
+
+    async def get_system_health(self) -> types.SystemHealth:
+        """Report how Temporal, the workers and the stores are; never raises."""
+        try:
+            with self._call() as session:
+                report = await session.health.report()
+        except EngineError as error:
+            return answers.unusable(error, datetime.now(UTC))
+        return cast("types.SystemHealth", report)
+
+    # Inside.
+
+    @contextlib.contextmanager
+    def _call(self) -> Generator[EngineSession]:
+        token = request_context.request_id.set(f"req-{secrets.token_hex(6)}")
+        try:
+            yield self._session()
+        finally:
+            request_context.request_id.reset(token)
+
+    def _session(self) -> EngineSession:
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or not session.is_open:
+            self._sessions = {known: kept for known, kept in self._sessions.items() if not known.is_closed()}
+            session = self._sessions[loop] = EngineSession(self._settings, self._invoker)
+        return session
+
+    async def _loaded(self, session: EngineSession, value: Value | None) -> JsonValue:
+        if value is None:
+            return None
+        return value.inline if value.ref is None else await session.stores.artifacts.get_artifact(value.ref.artifact_id)
+
+
+def plain(value: object) -> object:
+    """Mappings and sequences of the caller as dicts and lists; everything else as it is, to be checked."""
+    match value:
+        case dict() | str():
+            return cast("object", value)
+        case Mapping():
+            return {key: plain(item) for key, item in cast("Mapping[object, object]", value).items()}
+        case tuple():
+            return [plain(item) for item in cast("tuple[object, ...]", value)]
+        case _:
+            return value
+
+
+def document(value: object, path: str) -> Mapping[str, object] | None:
+    """Require an object.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if value is None or isinstance(value, Mapping):
+        return cast("Mapping[str, object] | None", value)
+    raise InvalidInputError(f"{path} must be an object, not {type(value).__name__}", {"path": path})
+
+
+def text(value: object, path: str) -> str:
+    """Require a text that is not empty.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if isinstance(value, str) and value:
+        return value
+    raise InvalidInputError(f"{path} must be a text that is not empty", {"path": path})
+
+
+def seconds(value: object, path: str) -> timedelta:
+    """Require a number of seconds, 0 or more.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86400 * 365:
+        raise InvalidInputError(f"{path} must be a number of seconds, 0 or more", {"path": path})
+    return timedelta(seconds=value)

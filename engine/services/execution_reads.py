@@ -1,0 +1,306 @@
+"""Reading an execution: from live state while it is fresh, checked against Temporal, else from the records.
+
+Three places know an execution; their order of trust is Temporal, record, live state. An open execution is shown only
+if Temporal was asked within the last second; a contradiction is repaired on the spot, with a guarded write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from engine.domain.execution import ExecutionRecord, LiveState, StepRecord
+from engine.domain.live import live_execution, live_step
+from engine.errors import ExecutionNotFoundError, InvalidInputError, RuntimeUnavailableError, StoreError
+from engine.services.repair import contradicted
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from datetime import datetime
+
+    from engine.domain.execution import Event
+    from engine.ports.execution_runtime import ExecutionRuntime, RunDescription
+    from engine.ports.execution_store import ExecutionStore
+    from engine.ports.state_store import StateStore
+
+__all__ = ["ExecutionReads", "ExecutionResult", "ExecutionView"]
+
+_logger = logging.getLogger(__name__)
+
+MAX_AGE: Final = timedelta(seconds=1)
+"""An open execution is never shown older than this."""
+MAX_WAIT: Final = timedelta(hours=24)
+_WATCH_WAIT: Final = timedelta(seconds=1)
+_OVERLAP: Final = timedelta(seconds=5)
+_EVENTS_A_READ: Final = 500
+_MAX_CHECKED: Final = 10_000
+NO_WORKER_HINT: Final = "No worker polls the task queue; start one with `python worker.py` or `./baton worker`"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionView:
+    """What status shows."""
+
+    state: LiveState
+    hint: str | None = None
+    stale: bool = False
+    """Temporal could not be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionResult:
+    """What a result shows."""
+
+    record: ExecutionRecord
+    steps: dict[str, StepRecord]
+    """Step id to the record that stands, with the attempts of all its calls."""
+
+
+@dataclass(slots=True)
+class _Checks:
+    """When each execution was last found open in Temporal, by the process's clock; and who is asking."""
+
+    at: OrderedDict[str, tuple[float, str | None]] = field(default_factory=OrderedDict[str, tuple[float, str | None]])
+    asking: dict[str, asyncio.Task[_Checked]] = field(default_factory=dict[str, "asyncio.Task[_Checked]"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    run: RunDescription | None
+    hint: str | None
+
+
+class ExecutionReads:
+    """Reads executions."""
+
+    def __init__(
+        self,
+        executions: ExecutionStore,
+        state: StateStore,
+        runtime: ExecutionRuntime,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._executions = executions
+        self._state = state
+        self._runtime = runtime
+        self._clock = clock
+        self._checks = _Checks()
+
+    async def read_status(self, execution_id: str) -> ExecutionView:
+        """Return an execution's state, never older than a second while it is open.
+
+        Raises:
+            ExecutionNotFoundError: no record of it.
+        """
+        live = await self._live_state(execution_id)
+        if live is not None and live.execution.status.is_terminal and _is_whole(live):
+            return ExecutionView(live)
+        if live is None or live.execution.status.is_terminal:
+            record = await self._record(execution_id)
+            live = await self._rebuild(record)
+            if record.status.is_terminal:
+                return ExecutionView(live)
+        try:
+            hint, run = await self._check(execution_id)
+        except RuntimeUnavailableError as error:
+            _logger.warning("Execution %s is shown unchecked: %s", execution_id, error)
+            return ExecutionView(live, stale=True)
+        if run is None:
+            return ExecutionView(live, hint=hint)
+        record = await self._repaired(await self._record(execution_id), run.run)
+        return ExecutionView(await self._rebuild(record), hint=None if record.status.is_terminal else hint)
+
+    async def verified_record(self, execution_id: str) -> ExecutionRecord:
+        """Return the record, repaired if Temporal contradicts it.
+
+        Raises:
+            ExecutionNotFoundError: no record of it.
+            RuntimeUnavailableError: it is open and Temporal does not answer.
+        """
+        record = await self._record(execution_id)
+        if record.status.is_terminal:
+            return record
+        await self._runtime.connect()
+        return await self._repaired(record, await self._runtime.describe_run(execution_id))
+
+    async def read_result(self, execution_id: str, wait: timedelta) -> ExecutionResult:
+        """Return the end of an execution, waiting for it up to ``wait``.
+
+        Raises:
+            ExecutionNotFoundError: no record of it.
+            InvalidInputError: it is still open.
+        """
+        record = await self._record(execution_id)
+        if not record.status.is_terminal and wait > timedelta(0):
+            await self._runtime.connect()
+            await self._runtime.await_close(execution_id, min(wait, MAX_WAIT))
+            record = await self._record(execution_id)
+        if not record.status.is_terminal:
+            record = await self.verified_record(execution_id)
+        if not record.status.is_terminal:
+            raise InvalidInputError(
+                f"Execution {execution_id} is still {record.status}; ask again later or pass wait=seconds",
+                {"execution_id": execution_id, "status": record.status.value},
+            )
+        return ExecutionResult(record, standing_steps(await self._executions.list_steps(execution_id)))
+
+    async def live_states(self, execution_ids: list[str]) -> dict[str, LiveState]:
+        """Return what live state has of these; nothing of it when the store is down."""
+        if not execution_ids:
+            return {}
+        try:
+            return await self._state.get_live_states(execution_ids)
+        except StoreError as error:
+            _logger.warning("Live states were not read: %s", error)
+            return {}
+
+    async def watch(self, execution_id: str, from_event: str | None) -> AsyncGenerator[Event]:
+        """Yield events in order, from the one behind ``from_event``, until the execution is over.
+
+        Each is yielded once. Events survive the live stream: what it lost is read from the records.
+
+        Raises:
+            ExecutionNotFoundError: no record of it.
+        """
+        record = await self._record(execution_id)
+        seen: set[str] = set()
+        floor = _floor(from_event)
+        position: str | None = None
+        while True:
+            over = record.status.is_terminal
+            if over:
+                batch = await self._recorded_events(record)
+            else:
+                try:
+                    batch, position = await self._state.read_events(
+                        execution_id, after=position, limit=_EVENTS_A_READ, wait=_WATCH_WAIT
+                    )
+                except StoreError as error:
+                    _logger.warning("The stream of %s was not read: %s", execution_id, error)
+                    batch = await self._recorded_events(record)
+                    await asyncio.sleep(_WATCH_WAIT.total_seconds())
+            for event in batch:
+                if event.id not in seen and event.id != from_event and event.id >= floor:
+                    seen.add(event.id)
+                    if from_event is None or event.id > from_event:
+                        yield event
+            if over:
+                return
+            if not batch or any(event.type.startswith("execution.") for event in batch):
+                record = await self._latest(execution_id)
+
+    async def _latest(self, execution_id: str) -> ExecutionRecord:
+        try:
+            return await self.verified_record(execution_id)
+        except RuntimeUnavailableError:
+            return await self._record(execution_id)
+
+    async def _recorded_events(self, record: ExecutionRecord) -> list[Event]:
+        steps = await self._executions.list_steps(record.execution_id)
+        events = [*record.events, *(event for step in steps for event in step.events)]
+        return sorted(events, key=lambda event: event.id)
+
+    async def _record(self, execution_id: str) -> ExecutionRecord:
+        record = await self._executions.get_execution(execution_id)
+        if record is None:
+            raise ExecutionNotFoundError(execution_id)
+        return record
+
+    async def _live_state(self, execution_id: str) -> LiveState | None:
+        try:
+            return await self._state.get_live_state(execution_id)
+        except StoreError as error:
+            _logger.warning("Live state of %s was not read: %s", execution_id, error)
+            return None
+
+    async def _rebuild(self, record: ExecutionRecord) -> LiveState:
+        steps = standing_steps(await self._executions.list_steps(record.execution_id))
+        live = LiveState(
+            execution=live_execution(record), steps={step_id: live_step(step) for step_id, step in steps.items()}
+        )
+        try:
+            await self._state.record_transition(
+                record.execution_id, execution=live.execution, steps=list(live.steps.values())
+            )
+        except StoreError as error:
+            _logger.warning("Live state of %s was not rebuilt: %s", record.execution_id, error)
+        return live
+
+    async def _check(self, execution_id: str) -> tuple[str | None, _Checked | None]:
+        """Ask Temporal unless that was done within a second; return a hint, and the answer when it is not open."""
+        checked_at, hint = self._checks.at.get(execution_id, (float("-inf"), None))
+        if time.monotonic() - checked_at < MAX_AGE.total_seconds():
+            return hint, None
+        task = self._checks.asking.get(execution_id)
+        if task is None:
+            task = asyncio.create_task(self._ask(execution_id))
+            self._checks.asking[execution_id] = task
+            task.add_done_callback(lambda _: self._checks.asking.pop(execution_id, None))
+        checked = await asyncio.shield(task)
+        if checked.run is not None and checked.run.status == "running":
+            self._checks.at[execution_id] = (time.monotonic(), checked.hint)
+            if len(self._checks.at) > _MAX_CHECKED:
+                self._checks.at.popitem(last=False)
+            return checked.hint, None
+        self._checks.at.pop(execution_id, None)
+        return checked.hint, checked
+
+    async def _ask(self, execution_id: str) -> _Checked:
+        await self._runtime.connect()
+        run, polled = await asyncio.gather(self._runtime.describe_run(execution_id), self._runtime.has_poller())
+        return _Checked(run, None if polled else NO_WORKER_HINT)
+
+    async def _repaired(self, record: ExecutionRecord, run: RunDescription | None) -> ExecutionRecord:
+        if record.status.is_terminal:
+            return record
+        right = contradicted(record, run, self._clock())
+        if right is None:
+            return record
+        if await self._executions.repair_execution(right, expected=record.status):
+            _logger.warning(
+                "Execution %s was %s in its record and %s in Temporal; the record was repaired",
+                record.execution_id,
+                record.status,
+                right.status,
+            )
+            return right
+        return await self._record(record.execution_id)
+
+
+def standing_steps(records: list[StepRecord]) -> dict[str, StepRecord]:
+    """For each step the record with the greatest token, with the attempts of all the step's calls."""
+    standing: dict[str, StepRecord] = {}
+    attempts: dict[str, int] = {}
+    started: dict[str, datetime | None] = {}
+    for record in records:
+        attempts[record.step_id] = attempts.get(record.step_id, 0) + record.attempts
+        started.setdefault(record.step_id, record.started_at)
+        current = standing.get(record.step_id)
+        if current is None or record.token >= current.token:
+            standing[record.step_id] = record
+    return {
+        step_id: record.model_copy(update={"attempts": attempts[step_id], "started_at": started[step_id]})
+        for step_id, record in standing.items()
+    }
+
+
+def _is_whole(live: LiveState) -> bool:
+    """Whether live state has all that a finished execution shows."""
+    if live.execution.status != "completed":
+        return bool(live.steps)
+    return all(step_id in live.steps and live.steps[step_id].status.is_terminal for step_id in live.execution.step_ids)
+
+
+def _floor(from_event: str | None) -> str:
+    """The least id worth reading: the instant of ``from_event`` less the overlap of writers."""
+    if from_event is None:
+        return ""
+    millis = from_event.partition("-")[0]
+    if not millis.isdecimal():
+        raise InvalidInputError("from_event must be the id of an event", {"path": "from_event"})
+    return f"{int(millis) - int(_OVERLAP.total_seconds() * 1000):013d}"

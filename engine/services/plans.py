@@ -1,0 +1,232 @@
+"""Plans: compiled from what the stores hold now, once for each combination of versions.
+
+A plan depends only on immutable versions, so a compiled one is kept in memory under their hashes; what is asked of
+the stores at each start is which versions are current.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from engine.domain.execution import Event, ExecutionOptions, ExecutionRecord, ExecutionStatus, Value
+from engine.domain.expressions import json_size
+from engine.domain.hashing import content_hash
+from engine.domain.issues import issue_details, summary
+from engine.domain.json import MAX_VALUE_BYTES, json_fault
+from engine.domain.live import live_execution
+from engine.domain.messages import MAX_PAYLOAD_BYTES, LoadPlanInput, LoadPlanResult
+from engine.domain.operands import declare
+from engine.domain.plan import ExecutionPlan, agent_ids_of, compile_plan
+from engine.domain.validation import check_input
+from engine.errors import (
+    AgentNotFoundError,
+    DefinitionNotFoundError,
+    InvalidInputError,
+    LimitExceededError,
+    StoreError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from engine.domain.agent import Agent
+    from engine.domain.definition import DefinitionVersion
+    from engine.domain.handoff import Handoff
+    from engine.domain.json import JsonObject, JsonValue
+    from engine.ports.agent_store import AgentStore
+    from engine.ports.artifact_store import ArtifactStore
+    from engine.ports.definition_store import DefinitionStore
+    from engine.ports.execution_store import ExecutionStore
+    from engine.ports.handoff_store import HandoffStore
+    from engine.ports.state_store import StateStore
+
+__all__ = ["PlanService", "PreparedPlan"]
+
+_MAX_KEPT: Final = 256
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPlan:
+    """A compiled plan with its hash and its stored form."""
+
+    plan: ExecutionPlan
+    plan_hash: str
+    encoded: bytes
+    input_schema: JsonObject | None
+
+
+class PlanService:
+    """Compiles plans and makes the records of runs that Temporal alone started; satisfies ``PlanLoader``."""
+
+    def __init__(
+        self,
+        definitions: DefinitionStore,
+        agents: AgentStore,
+        handoffs: HandoffStore,
+        executions: ExecutionStore,
+        artifacts: ArtifactStore,
+        state: StateStore,
+        clock: Callable[[], datetime],
+        default_max_retries: int,
+    ) -> None:
+        self._definitions = definitions
+        self._agents = agents
+        self._handoffs = handoffs
+        self._executions = executions
+        self._artifacts = artifacts
+        self._state = state
+        self._clock = clock
+        self._default_max_retries = default_max_retries
+        self._kept: OrderedDict[tuple[object, ...], PreparedPlan] = OrderedDict()
+
+    async def prepare_plan(self, definition_id: str, version: int | None = None) -> PreparedPlan:
+        """Compile the plan of a workflow as it stands now.
+
+        Raises:
+            DefinitionNotFoundError: no such workflow or version, or a deleted one.
+            AgentNotFoundError: a step names an agent that is not registered or not active.
+            UnsupportedError: an agent is of a kind that can't be executed.
+        """
+        stored = await self._definitions.get_definition(definition_id, version)
+        if stored is None and version is not None and await self._definitions.get_definition(definition_id):
+            raise DefinitionNotFoundError(definition_id, version)
+        if stored is None or stored.status != "active":
+            raise DefinitionNotFoundError(definition_id)
+        agents = await self._usable_agents(stored)
+        handoffs = await self._handoffs.list_handoffs_among(list(agents), definition_id)
+        key = (
+            definition_id,
+            stored.version,
+            *((agent.agent_id, agent.version) for agent in agents.values()),
+            *((handoff.handoff_id, handoff.version) for handoff in handoffs),
+        )
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = self._compile(stored, agents, handoffs)
+            self._kept[key] = kept
+            if len(self._kept) > _MAX_KEPT:
+                self._kept.popitem(last=False)
+        return kept
+
+    async def stored_input(self, prepared: PreparedPlan, input_data: JsonValue) -> Value:
+        """Check an execution's input and put it into the ArtifactStore when it is large.
+
+        Raises:
+            InvalidInputError: no JSON object, or one that the definition's ``input_schema`` refuses, or too large.
+        """
+        if not isinstance(input_data, dict):
+            raise InvalidInputError('input_data must be an object, such as {"topic": "..."}', {"path": "input_data"})
+        fault = json_fault(input_data, "input_data")
+        if fault is not None:
+            raise InvalidInputError(f"{fault}; pass plain JSON data", {"path": "input_data"})
+        issues = check_input(prepared.input_schema, input_data)
+        if issues:
+            raise InvalidInputError(summary("input_data", issues), issue_details(issues))
+        size = json_size(input_data, limit=MAX_VALUE_BYTES)
+        if size > MAX_VALUE_BYTES:
+            raise _too_large()
+        if size <= MAX_PAYLOAD_BYTES:
+            return Value.of(input_data)
+        try:
+            artifact = await self._artifacts.put_artifact(input_data)
+        except LimitExceededError as error:
+            raise _too_large() from error
+        return Value(ref=declare(input_data, prepared.plan.declared_input, artifact))
+
+    async def load_plan(self, request: LoadPlanInput) -> LoadPlanResult:
+        """See ``PlanLoader``."""
+        if request.plan_hash is not None:
+            encoded = await self._executions.get_plan(request.plan_hash)
+            if encoded is None:
+                raise StoreError(
+                    f"The plan {request.plan_hash} of execution {request.execution_id} is not in the store; restore it"
+                )
+            return LoadPlanResult(plan=ExecutionPlan.model_validate_json(encoded), plan_hash=request.plan_hash)
+        existing = await self._executions.get_execution(request.execution_id)
+        if existing is not None and (encoded := await self._executions.get_plan(existing.plan_hash)):
+            # The run was reset, or the first try's answer was lost: it goes on with what it froze.
+            return LoadPlanResult(
+                plan=ExecutionPlan.model_validate_json(encoded),
+                plan_hash=existing.plan_hash,
+                input_ref=existing.input.ref,
+            )
+        prepared = await self.prepare_plan(request.definition_id)
+        stored_input = await self.stored_input(prepared, request.input)
+        record = new_record(
+            request.execution_id, prepared, stored_input, request.input, ExecutionOptions(), self._clock()
+        )
+        record = record.model_copy(update={"run_id": request.run_id, "run_started_at": request.run_started_at})
+        await self._executions.create_execution(record, prepared.encoded)
+        await self.publish_start(record)
+        return LoadPlanResult(plan=prepared.plan, plan_hash=prepared.plan_hash, input_ref=stored_input.ref)
+
+    async def publish_start(self, record: ExecutionRecord) -> None:
+        """Write the head of an execution's live state; a state store that is down costs nothing but speed."""
+        try:
+            await self._state.record_transition(
+                record.execution_id, execution=live_execution(record), events=record.events
+            )
+        except StoreError as error:
+            _logger.warning("Live state of %s was not written: %s", record.execution_id, error)
+
+    async def _usable_agents(self, stored: DefinitionVersion) -> dict[str, Agent]:
+        wanted = agent_ids_of(stored.definition)
+        agents = await self._agents.get_agents(wanted)
+        for agent_id in wanted:
+            agent = agents.get(agent_id)
+            if agent is None or agent.status != "active":
+                raise AgentNotFoundError(agent_id, {"workflow_id": stored.definition_id})
+            if agent.kind == "llm":
+                raise UnsupportedError(
+                    f"Agent {agent_id} is a model agent (kind llm), which can be registered but not executed yet; "
+                    "register a python or http agent under this id",
+                    {"agent_id": agent_id, "kind": agent.kind},
+                )
+        return {agent_id: agents[agent_id] for agent_id in wanted}
+
+    def _compile(self, stored: DefinitionVersion, agents: dict[str, Agent], handoffs: list[Handoff]) -> PreparedPlan:
+        plan = compile_plan(stored, agents, handoffs, self._default_max_retries)
+        encoded = plan.model_dump_json().encode()
+        return PreparedPlan(plan, plan.hash(), encoded, stored.definition.input_schema)
+
+
+def new_record(
+    execution_id: str,
+    prepared: PreparedPlan,
+    stored_input: Value,
+    input_data: JsonValue,
+    options: ExecutionOptions,
+    now: datetime,
+) -> ExecutionRecord:
+    """The record of an execution that has been accepted and not begun."""
+    plan = prepared.plan
+    started = Event.at_instant("execution.started", now, execution_id, version=plan.version)
+    return ExecutionRecord(
+        execution_id=execution_id,
+        definition_id=plan.definition_id,
+        version=plan.version,
+        plan_hash=prepared.plan_hash,
+        status=ExecutionStatus.PENDING,
+        input=stored_input,
+        input_hash=content_hash(input_data),
+        options=options,
+        step_ids=[step.id for step in plan.steps],
+        created_at=now,
+        deadline_at=None if options.timeout is None else now + options.timeout,
+        warnings=plan.warnings,
+        events=[started],
+    )
+
+
+def _too_large() -> InvalidInputError:
+    return InvalidInputError(
+        f"input_data is larger than {MAX_VALUE_BYTES // 2**20} MiB; pass a reference to it instead",
+        {"path": "input_data", "limit_bytes": MAX_VALUE_BYTES},
+    )

@@ -1,0 +1,77 @@
+"""Doubles for users' own tests: agents that follow a script, on an engine that is real in all other respects."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, cast
+
+from engine.domain.agent_call import AgentFailure, AgentInvocation, AgentReply, FailureReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from engine.domain.json import JsonValue
+
+__all__ = ["ScriptedAgentInvoker"]
+
+
+class ScriptedAgentInvoker:
+    """Answers each agent's calls from a script instead of calling anything.
+
+    Args:
+        scripts: agent id to what it answers: an object (always the same), a list (one entry a call, the last one
+            again and again), or a function of the input, or of input and ``AgentCall``, plain or async. An entry that
+            is an exception is raised.
+
+    Example:
+        ``WorkflowEngine(invoker=ScriptedAgentInvoker({"agent-writer": {"text": "done"}}))``
+    """
+
+    def __init__(self, scripts: Mapping[str, object]) -> None:
+        self.calls: list[AgentInvocation] = []
+        """Every call so far, in order."""
+        self._scripts = dict(scripts)
+        self._counts: dict[str, int] = {}
+
+    async def invoke_agent(self, invocation: AgentInvocation) -> AgentReply:
+        """Answer from the script.
+
+        Raises:
+            AgentFailure: the script says so, or there is none for the agent.
+        """
+        self.calls.append(invocation)
+        agent_id = invocation.agent.agent_id
+        if agent_id not in self._scripts:
+            raise AgentFailure(FailureReason.INVALID_REQUEST, f"No script for agent {agent_id}")
+        entry = self._next_entry(agent_id)
+        if callable(entry) and not isinstance(entry, type):
+            entry = await _called(entry, invocation)
+        if isinstance(entry, AgentFailure):
+            raise entry
+        if isinstance(entry, Exception):
+            raise AgentFailure(FailureReason.ERROR, f"{type(entry).__name__}: {entry}")
+        return AgentReply(cast("JsonValue", entry))
+
+    def _next_entry(self, agent_id: str) -> object:
+        script = self._scripts[agent_id]
+        count = self._counts[agent_id] = self._counts.get(agent_id, 0) + 1
+        if isinstance(script, list):
+            entries = cast("Sequence[object]", script)
+            return entries[min(count, len(entries)) - 1]
+        return script
+
+
+async def _called(function: Callable[..., object], invocation: AgentInvocation) -> object:
+    arguments: list[object] = [invocation.input]
+    if len(inspect.signature(function).parameters) > 1:
+        arguments.append(invocation.call)
+    try:
+        answer = function(*arguments)
+        if inspect.isawaitable(answer):
+            return await answer
+    except (AgentFailure, asyncio.CancelledError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a script may raise anything, as an agent may
+        return error
+    return answer

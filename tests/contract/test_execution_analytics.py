@@ -1,0 +1,118 @@
+"""The contract of ``ExecutionAnalytics``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.domain.execution import ExecutionStatus, StepStatus, Usage
+from engine.ports.execution_store import Aggregates
+from tests.contract.samples import NOW, ended, execution, seconds, step
+
+if TYPE_CHECKING:
+    from engine.adapters.sqlite.execution_store import SqliteExecutionStore as Store
+
+DAY = seconds(86400)
+RUN_1 = NOW + seconds(1)
+
+
+async def test_nothing_is_zero_and_no_price(execution_store: Store) -> None:
+    assert await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY) == Aggregates()
+    assert await execution_store.agent_aggregates("agent-a", NOW - DAY, NOW + DAY) == Aggregates()
+    assert Aggregates().usage.cost_usd is None
+
+
+async def test_executions_are_counted_by_how_they_ended(execution_store: Store) -> None:
+    usage = Usage(requests=2, input_tokens=10, output_tokens=5, tool_calls=1)
+    for number, length in enumerate((30, 10, 20)):
+        await execution_store.finalize_execution(
+            ended(f"done-{number}", completed_at=RUN_1 + seconds(length), usage=usage), []
+        )
+    await execution_store.finalize_execution(
+        ended("failed", status=ExecutionStatus.FAILED, usage=Usage(cost_usd=0.5)), []
+    )
+    await execution_store.finalize_execution(ended("cancelled", status=ExecutionStatus.CANCELLED), [])
+    await execution_store.create_execution(execution("open"), None)
+    await execution_store.finalize_execution(ended("foreign", definition_id="other"), [])
+    assert await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY) == Aggregates(
+        count=6,
+        completed=3,
+        failed=1,
+        cancelled=1,
+        durations=[10.0, 20.0, 30.0],
+        usage=Usage(requests=6, input_tokens=30, output_tokens=15, tool_calls=3, cost_usd=0.5),
+    )
+
+
+async def test_both_ends_of_the_range_count(execution_store: Store) -> None:
+    for number in range(5):
+        await execution_store.create_execution(execution(f"flow-{number}", created_at=NOW + seconds(number)), None)
+        call = step(execution_id=f"flow-{number}", started_at=NOW + seconds(number))
+        await execution_store.record_steps([call], RUN_1)
+    start, end = NOW + seconds(1), NOW + seconds(3)
+    assert (await execution_store.workflow_aggregates("flow", start, end)).count == 3
+    assert (await execution_store.agent_aggregates("agent-a", start, end)).count == 3
+    assert (await execution_store.agent_aggregates("agent-a", end, start)).count == 0
+
+
+async def test_retries_and_fallbacks_of_an_execution_follow_its_steps(execution_store: Store) -> None:
+    async def counted() -> tuple[int, int]:
+        found = await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY)
+        return found.retries, found.fallbacks
+
+    await execution_store.create_execution(execution(), None)
+    await execution_store.record_steps([step(token=1, status=StepStatus.RETRYING)], RUN_1)
+    assert await counted() == (0, 0)
+    for _ in range(2):
+        await execution_store.record_steps([step(token=2, status=StepStatus.RETRYING, attempts=2)], RUN_1)
+        assert await counted() == (1, 0)
+    await execution_store.claim_step(step(token=3, status=StepStatus.RUNNING, attempts=3), RUN_1)
+    assert await counted() == (2, 0)
+    await execution_store.record_steps([step(token=1, attempts=9)], RUN_1)
+    assert await counted() == (2, 0)
+    await execution_store.record_steps([step(token=4, n=2, agent_id="agent-b")], RUN_1)
+    assert await counted() == (2, 1)
+    await execution_store.finalize_execution(ended(), [step("b", attempts=4)])
+    assert await counted() == (5, 1)
+
+
+async def test_steps_that_came_before_their_execution_count(execution_store: Store) -> None:
+    calls = [step(attempts=3, status=StepStatus.FAILED), step(n=2, agent_id="agent-b")]
+    await execution_store.record_steps(calls, RUN_1)
+    await execution_store.finalize_execution(ended(), [])
+    found = await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY)
+    assert (found.retries, found.fallbacks) == (2, 1)
+
+
+async def test_calls_of_an_agent_are_counted_by_how_they_ended(execution_store: Store) -> None:
+    usage = Usage(requests=1, input_tokens=3, cost_usd=0.25)
+    calls = [
+        step("a", completed_at=NOW + seconds(7), usage=usage),
+        step("b", completed_at=NOW + seconds(4), usage=usage, attempts=3),
+        step("c", status=StepStatus.FAILED, attempts=2),
+        step("d", status=StepStatus.CANCELLED),
+        step("e", status=StepStatus.RETRYING, completed_at=None),
+        step("f", status=StepStatus.SKIPPED, agent_id=None, started_at=None, completed_at=None),
+        step("g", status=StepStatus.SKIPPED, started_at=None, completed_at=None),
+        step("c", n=2, agent_id="agent-b", completed_at=NOW + seconds(3)),
+        step("a", n=2, completed_at=NOW + seconds(3)),
+    ]
+    await execution_store.record_steps(calls, RUN_1)
+    assert await execution_store.agent_aggregates("agent-a", NOW - DAY, NOW + DAY) == Aggregates(
+        count=6,
+        completed=3,
+        failed=1,
+        cancelled=1,
+        durations=[1.0, 2.0, 5.0],
+        retries=3,
+        fallbacks=0,
+        usage=Usage(requests=2, input_tokens=6, cost_usd=0.5),
+    )
+    fallback = await execution_store.agent_aggregates("agent-b", NOW - DAY, NOW + DAY)
+    assert (fallback.count, fallback.fallbacks, fallback.durations) == (1, 1, [1.0])
+
+
+async def test_a_reopened_execution_is_no_longer_completed(execution_store: Store) -> None:
+    await execution_store.finalize_execution(ended(), [])
+    await execution_store.record_steps([step(run_id="run-2", token=900)], RUN_1 + seconds(50))
+    found = await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY)
+    assert (found.count, found.completed, found.durations) == (1, 0, [])

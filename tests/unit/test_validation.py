@@ -1,0 +1,500 @@
+"""Every kind of issue has a document that has it, and a right document has none."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.domain.expressions import MAX_TEMPLATE_NODES
+from engine.domain.issues import Issue, IssueCode, nearest_word
+from engine.domain.validation import (
+    MAX_STEPS,
+    agent_issues,
+    check_input,
+    definition_schema,
+    parse_definition,
+)
+
+ROOT = Path(__file__).parents[2]
+
+API_EXAMPLE: dict[str, Any] = {
+    "name": "Feature Implementation Workflow",
+    "description": "Workflow for implementing new features",
+    "steps": [
+        {
+            "id": "step1",
+            "name": "Architecture Planning",
+            "agent_id": "agent-project-architect",
+            "input_mapping": {"feature_request": "${input.feature_request}"},
+            "output_mapping": {"architecture_plan": "${output.plan}"},
+            "timeout": 60,
+            "retry_policy": {"max_retries": 3, "backoff_factor": 2},
+            "fallback": {"agent_id": "agent-fallback"},
+        },
+        {
+            "id": "step2",
+            "name": "Detail Development",
+            "agent_id": "agent-detail",
+            "input_mapping": {"architecture_plan": "${steps.step1.output.architecture_plan}"},
+            "output_mapping": {"detailed_specs": "${output.specifications}"},
+            "depends_on": ["step1"],
+        },
+    ],
+    "tags": ["feature", "implementation"],
+    "metadata": {"owner": "engineering", "priority": "high"},
+}
+
+
+def step(step_id: str = "a", **fields: Any) -> dict[str, Any]:
+    return {"id": step_id, "agent_id": "agent-x", **fields}
+
+
+def flow(*steps: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"name": "Flow", "steps": list(steps) or [step()], **fields}
+
+
+def found(raw: object) -> list[tuple[str, str]]:
+    return [(issue.code.value, issue.path) for issue in parse_definition(raw).issues]
+
+
+def only_issue(raw: object) -> Issue:
+    issues = parse_definition(raw).issues
+    assert len(issues) == 1, issues
+    return issues[0]
+
+
+def test_the_example_of_the_api_is_right_and_kept_unchanged():
+    parsed = parse_definition(API_EXAMPLE)
+    assert parsed.issues == []
+    assert parsed.definition is not None
+    assert parsed.definition.to_dict() == API_EXAMPLE
+
+
+def test_nulls_are_fields_that_are_not_set():
+    parsed = parse_definition(flow(step(timeout=None, retry_policy=None, depends_on=None), description=None, tags=None))
+    assert parsed.definition is not None
+    assert parsed.definition.to_dict() == flow()
+    assert found({"name": None, "steps": [step()]}) == [("missing", "name")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ([], [("invalid_type", "")]),
+        ({}, [("missing", "name"), ("missing", "steps")]),
+        ({"name": "x", "steps": []}, [("invalid_value", "steps")]),
+        ({"name": "x", "steps": {}}, [("invalid_type", "steps")]),
+        ({"name": "", "steps": [step()]}, [("invalid_value", "name")]),
+        ({"name": "  ", "steps": [step()]}, [("invalid_value", "name")]),
+        ({"name": "x" * 201, "steps": [step()]}, [("limit_exceeded", "name")]),
+        ({"name": 3, "steps": [step()]}, [("invalid_type", "name")]),
+        ({"name": "x", "steps": [3]}, [("invalid_type", "steps[0]")]),
+        ({"name": "x", "steps": [{"id": "a"}]}, [("missing", "steps[0].agent_id")]),
+        (flow(tags=["t"] * 51), [("limit_exceeded", "tags")]),
+        (flow(tags=["t" * 101, " "]), [("limit_exceeded", "tags[0]"), ("invalid_value", "tags[1]")]),
+        (flow(tags=("a",)), [("invalid_value", "tags")]),
+        (flow(metadata={"a": {1, 2}}), [("invalid_value", "metadata")]),
+        (flow(metadata={"a": "\ud800"}), [("invalid_value", "metadata")]),
+        (flow(metadata=[]), [("invalid_type", "metadata")]),
+        (flow(step(timeout=float("nan"))), [("invalid_value", "steps[0].timeout")]),
+        (flow(step(timeout=0)), [("invalid_value", "steps[0].timeout")]),
+        (flow(step(timeout="60")), [("invalid_type", "steps[0].timeout")]),
+        (flow(step(timeout=True)), [("invalid_type", "steps[0].timeout")]),
+        (flow(step(total_timeout=-1)), [("invalid_value", "steps[0].total_timeout")]),
+        (flow(step(retry_policy={"max_retries": 1.0})), [("invalid_type", "steps[0].retry_policy.max_retries")]),
+        (flow(step(retry_policy={"max_retries": 1001})), [("invalid_value", "steps[0].retry_policy.max_retries")]),
+        (flow(step("1a")), [("invalid_id", "steps[0].id")]),
+        (flow(step("a" * 65)), [("invalid_id", "steps[0].id")]),
+        (flow({"id": "a", "agent_id": "Agent X"}), [("invalid_id", "steps[0].agent_id")]),
+        (flow(step(fallback={"agent_id": "-x"})), [("invalid_id", "steps[0].fallback.agent_id")]),
+        (flow(step(), step()), [("duplicate_id", "steps[1].id")]),
+        (flow(step(), step("b", depends_on=["a", "a"])), [("duplicate_id", "steps[1].depends_on[1]")]),
+        (flow(step(depends_on=["a"])), [("cycle", "steps[0].depends_on[0]")]),
+        (flow(step(depends_on=[1])), [("invalid_type", "steps[0].depends_on[0]")]),
+        (flow(input_schema={"type": "strin"}), [("invalid_schema", "input_schema.type")]),
+        (flow(input_schema={"$ref": "http://example.com/x"}), [("invalid_schema", 'input_schema["$ref"]')]),
+        (flow(input_schema={"$ref": "#/$defs/no"}), [("invalid_schema", 'input_schema["$ref"]')]),
+        (
+            flow(input_schema={"properties": {"a": {"pattern": "("}}}),
+            [("invalid_schema", "input_schema.properties.a.pattern")],
+        ),
+        (
+            flow(step(input_mapping={"a": {"b": ["${input.a"]}})),
+            [("invalid_expression", "steps[0].input_mapping.a.b[0]")],
+        ),
+        (flow(step(input_mapping={"a": "${nothing.a}"})), [("invalid_expression", "steps[0].input_mapping.a")]),
+        (flow(step(input_mapping={"a": "${output.a}"})), [("invalid_expression", "steps[0].input_mapping.a")]),
+        (flow(step(output_mapping={"a": "${source_output.a}"})), [("invalid_expression", "steps[0].output_mapping.a")]),
+        (flow(output_mapping={"a": "${output.a}"}), [("invalid_expression", "output_mapping.a")]),
+        (flow(output_mapping={"a": "${steps.b.output}"}), [("unknown_step", "output_mapping.a")]),
+        (flow(step(input_mapping={"a": "${steps}"})), [("invalid_expression", "steps[0].input_mapping.a")]),
+        (flow(output_mapping={"a": "${steps.a}"}), [("invalid_expression", "output_mapping.a")]),
+        (flow(output_mapping={"a": "${steps.a.outputs.b}"}), [("invalid_expression", "output_mapping.a")]),
+        (flow(output_mapping={"a": "${execution.name}"}), [("invalid_expression", "output_mapping.a")]),
+        (flow(step(input_mapping={"a": "${context}"})), [("unsupported", "steps[0].input_mapping.a")]),
+        (flow(step(input_mapping={"a": "${steps.a.output}"})), [("cycle", "steps[0].input_mapping.a")]),
+        (
+            flow(step(input_mapping={str(i): i for i in range(MAX_TEMPLATE_NODES)})),
+            [("limit_exceeded", "steps[0].input_mapping")],
+        ),
+    ],
+)
+def test_each_mistake_is_found_where_it_is(raw: object, expected: list[tuple[str, str]]):
+    parsed = parse_definition(raw)
+    assert found(raw) == expected
+    assert parsed.definition is None
+    assert all(issue.severity == "error" and issue.message.strip() for issue in parsed.issues)
+
+
+@pytest.mark.parametrize("name", ["handoffs", "on_failure", "budget", "finally"])
+def test_a_field_of_the_format_that_is_not_built_is_unsupported(name: str):
+    issue = only_issue(flow(**{name: "x"}))
+    assert (issue.code, issue.path) == (IssueCode.UNSUPPORTED, name)
+    assert name in issue.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("when", "${input.a} = 1"),
+        ("join", "all"),
+        ("on_error", "continue"),
+        ("at_most_once", True),
+        ("foreach", {"items": "${input.a}"}),
+        ("repeat_until", {"condition": "output.done = true"}),
+        ("compensate", {"agent_id": "agent-x"}),
+        ("output_schema", {}),
+        ("context", {"recall": "x"}),
+        ("approval", {}),
+        ("wait", {"seconds": 1}),
+        ("transform", {}),
+        ("workflow_id", "x"),
+        ("version", 1),
+        ("fallback", [{"agent_id": "agent-y"}]),
+    ],
+)
+def test_a_field_of_a_step_that_is_not_built_is_unsupported(name: str, value: object):
+    issue = only_issue(flow(step(**{name: value})))
+    assert (issue.code, issue.path) == (IssueCode.UNSUPPORTED, f"steps[0].{name}")
+
+
+def test_nested_fields_that_are_not_built_are_unsupported():
+    raw = flow(
+        step(retry_policy={"jitter": True}, fallback={"agent_id": "agent-y", "on": ["timeout"]}),
+        defaults={"retry_policy": {"jitter": True}},
+    )
+    assert sorted(found(raw)) == [
+        ("unsupported", "defaults.retry_policy.jitter"),
+        ("unsupported", "steps[0].fallback.on"),
+        ("unsupported", "steps[0].retry_policy.jitter"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["approval", "wait", "workflow", "transform"])
+def test_a_step_of_a_type_to_come_is_unsupported_and_needs_no_agent(kind: str):
+    assert found(flow({"id": "a", "type": kind})) == [("unsupported", "steps[0].type")]
+
+
+def test_type_agent_is_fine_and_another_word_is_not():
+    assert found(flow(step(type="agent"))) == []
+    issue = only_issue(flow(step(type="agnt")))
+    assert (issue.code, issue.hint) == (IssueCode.INVALID_VALUE, "Did you mean 'agent'?")
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "hint"),
+    [
+        (flow(descripton="x"), "descripton", "description"),
+        (flow(step(timout=1)), "steps[0].timout", "timeout"),
+        (flow(step(retry_policy={"max_retry": 1})), "steps[0].retry_policy.max_retry", "max_retries"),
+        (flow(defaults={"total_timeot": 1}), "defaults.total_timeot", "total_timeout"),
+    ],
+)
+def test_an_unknown_field_comes_with_the_one_that_was_meant(raw: object, path: str, hint: str):
+    issue = only_issue(raw)
+    assert (issue.code, issue.path, issue.hint) == (IssueCode.UNKNOWN_FIELD, path, f"Did you mean {hint!r}?")
+
+
+def test_an_unknown_step_comes_with_the_one_that_was_meant():
+    raw = flow(step("planning"), step("b", depends_on=["planing"], input_mapping={"x": "${steps.plannin.output}"}))
+    issues = parse_definition(raw).issues
+    assert [(issue.code, issue.path) for issue in issues] == [
+        (IssueCode.UNKNOWN_STEP, "steps[1].depends_on[0]"),
+        (IssueCode.UNKNOWN_STEP, "steps[1].input_mapping.x"),
+    ]
+    assert {issue.hint for issue in issues} == {"Did you mean 'planning'?"}
+
+
+def test_a_key_that_the_step_does_not_map_is_an_error_that_names_the_mapped_ones():
+    raw = flow(
+        step("step1", output_mapping={"architecture_plan": "${output.plan}"}),
+        step("b", input_mapping={"p": "${steps.step1.output.plan}", "q": "${steps.step1.output}"}),
+    )
+    issue = only_issue(raw)
+    assert (issue.code, issue.path) == (IssueCode.UNMAPPED_OUTPUT, "steps[1].input_mapping.p")
+    assert "step1 maps its output to architecture_plan; plan is not among them" in issue.message
+
+
+def test_any_key_of_a_step_without_output_mapping_can_be_read():
+    assert found(flow(step("a"), step("b", input_mapping={"p": "${steps.a.output.any[0].thing}"}))) == []
+
+
+@pytest.mark.parametrize(
+    ("second", "path"),
+    [
+        ({"depends_on": ["a"]}, "steps[0].depends_on[0]"),
+        ({"input_mapping": {"x": "${steps.a.output.y}"}}, "steps[0].depends_on[0]"),
+        ({"output_mapping": {"x": "${steps.a.error.code}"}}, "steps[0].depends_on[0]"),
+    ],
+)
+def test_a_cycle_through_dependencies_and_references_is_printed(second: dict[str, Any], path: str):
+    issue = only_issue(flow(step("a", depends_on=["b"]), step("b", **second)))
+    assert (issue.code, issue.path) == (IssueCode.CYCLE, path)
+    assert "a -> b -> a" in issue.message
+
+
+def test_each_of_several_cycles_is_printed():
+    raw = flow(
+        step("a", depends_on=["b", "c"]),
+        step("b", depends_on=["a"]),
+        step("c", depends_on=["d"]),
+        step("d", input_mapping={"x": "${steps.c.output}"}),
+        step("after", depends_on=["d"]),
+    )
+    printed = [issue.message for issue in parse_definition(raw).issues]
+    assert len(printed) == 2
+    assert any("a -> b -> a;" in message for message in printed)
+    assert any("c -> d -> c;" in message for message in printed)
+
+
+def test_a_cycle_is_found_beside_an_expression_that_cannot_be_read():
+    raw = flow(step("a", depends_on=["b"]), step("b", input_mapping={"bad": "${", "good": "${steps.a.output}"}))
+    assert found(raw) == [("cycle", "steps[0].depends_on[0]"), ("invalid_expression", "steps[1].input_mapping.bad")]
+
+
+def test_a_long_chain_is_checked_without_recursion_and_a_long_cycle_is_shortened():
+    steps = [step("s0"), *(step(f"s{i}", depends_on=[f"s{i - 1}"]) for i in range(1, MAX_STEPS))]
+    assert found(flow(*steps)) == []
+    steps[0]["depends_on"] = [f"s{MAX_STEPS - 1}"]
+    issue = only_issue(flow(*steps))
+    assert issue.code == IssueCode.CYCLE
+    assert len(issue.message) < 300
+    assert found(flow(*steps, step("more"))) == [("limit_exceeded", "steps")]
+
+
+def test_a_definition_over_its_size_is_refused():
+    assert found(flow(metadata={"text": "x" * (4 * 1024 * 1024)})) == [("limit_exceeded", "")]
+
+
+def test_a_definition_nested_too_deep_is_refused():
+    deep: Any = []
+    for _ in range(100):
+        deep = [deep]
+    assert found(flow(metadata={"deep": deep})) == [("limit_exceeded", "metadata")]
+    looped: dict[str, Any] = {}
+    looped["self"] = looped
+    assert found(flow(metadata=looped)) == [("limit_exceeded", "metadata")]
+
+
+def test_keys_that_are_no_text_are_named():
+    assert found({**flow(), 5: 1}) == [("invalid_type", "")]
+    assert found(flow({**step(), 5: 1})) == [("invalid_type", "steps[0].5")]
+
+
+def test_positions_in_expressions_are_told():
+    issue = only_issue(flow(step(input_mapping={"a": "see ${input..b}"})))
+    assert "(at character 13)" in issue.message
+
+
+def test_warnings_do_not_keep_a_definition_from_being_saved():
+    raw = flow(
+        step(
+            timeout=60,
+            total_timeout=30,
+            retry_policy={"non_retryable": ["timout", "timeout"]},
+            input_mapping={"t": "${input.topc}", "u": "${input.topic}"},
+        ),
+        input_schema={"type": "object", "properties": {"topic": {}}, "additionalProperties": False},
+    )
+    parsed = parse_definition(raw)
+    assert parsed.definition is not None
+    assert [(issue.severity, issue.code, issue.path) for issue in parsed.issues] == [
+        ("warning", IssueCode.INVALID_VALUE, "steps[0].total_timeout"),
+        ("warning", IssueCode.INVALID_VALUE, "steps[0].retry_policy.non_retryable[0]"),
+        ("warning", IssueCode.UNKNOWN_FIELD, "steps[0].input_mapping.t"),
+    ]
+    assert parsed.issues[1].hint == "Did you mean 'timeout'?"
+    assert parsed.issues[2].hint == "Did you mean 'topic'?"
+
+
+def test_defaults_count_when_timeouts_are_compared():
+    assert found(flow(defaults={"timeout": 60, "total_timeout": 30})) == [("invalid_value", "defaults.total_timeout")]
+    assert found(flow(step(total_timeout=30), defaults={"timeout": 60})) == [
+        ("invalid_value", "steps[0].total_timeout")
+    ]
+    assert found(flow(step(total_timeout=60), defaults={"timeout": 60})) == []
+
+
+def test_an_open_schema_allows_any_key_of_the_input():
+    schema = {"type": "object", "properties": {"topic": {}}}
+    assert found(flow(step(input_mapping={"t": "${input.topc}"}), input_schema=schema)) == []
+
+
+def test_issues_come_all_at_once_in_the_order_of_the_document():
+    raw = {
+        "steps": [{"agent_id": "agent-x", "id": "1", "timeout": "x"}, step("b", depends_on=["zz"], finaly=1)],
+        "budget": {},
+        "tags": [""],
+    }
+    assert [path for _, path in found(raw)] == [
+        "steps[0].id",
+        "steps[0].timeout",
+        "steps[1].depends_on[0]",
+        "steps[1].finaly",
+        "budget",
+        "tags[0]",
+        "name",
+    ]
+
+
+def test_agents_that_do_not_exist_are_warnings():
+    parsed = parse_definition(API_EXAMPLE)
+    assert parsed.definition is not None
+    issues = agent_issues(parsed.definition, {"agent-detail"})
+    assert [(issue.severity, issue.code, issue.path) for issue in issues] == [
+        ("warning", IssueCode.AGENT_NOT_FOUND, "steps[0].agent_id"),
+        ("warning", IssueCode.AGENT_NOT_FOUND, "steps[0].fallback.agent_id"),
+    ]
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"topic": {"type": "string", "maxLength": 5}, "count": {"type": ["integer", "null"]}},
+    "required": ["topic", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"topic": "a", "count": 1}, []),
+        ({"topic": "a", "count": None}, []),
+        (5, [("invalid_type", "input_data")]),
+        ({}, [("missing", "input_data.topic"), ("missing", "input_data.count")]),
+        ({"topic": 1, "count": 1}, [("invalid_type", "input_data.topic")]),
+        ({"topic": "private-text", "count": 1}, [("invalid_value", "input_data.topic")]),
+        ({"topic": "a", "count": 1, "topik": 2}, [("unknown_field", "input_data.topik")]),
+        ({"topic": "a", "count": float("inf")}, [("invalid_value", "input_data")]),
+    ],
+)
+def test_input_is_checked_by_the_schema(value: Any, expected: list[tuple[str, str]]):
+    issues = check_input(SCHEMA, value)
+    assert [(issue.code.value, issue.path) for issue in issues] == expected
+    assert not any("private-text" in issue.message for issue in issues)
+
+
+def test_input_without_a_schema_only_has_to_be_json():
+    assert check_input(None, [1, {"a": None}]) == []
+    no_json: Any = {"a": object()}
+    assert [issue.code for issue in check_input(None, no_json)] == [IssueCode.INVALID_VALUE]
+
+
+def test_issues_of_an_input_are_bounded():
+    schema: dict[str, Any] = {"items": {"type": "string"}}
+    assert len(check_input(schema, list(range(1000)))) == 20
+    assert 0 < len(check_input(SCHEMA, {str(i): i for i in range(10_000)})) < 50
+
+
+def test_a_schema_that_never_ends_is_an_issue():
+    assert [issue.code for issue in check_input({"$ref": "#"}, {"a": 1})] == [IssueCode.INVALID_SCHEMA]
+
+
+def test_a_schema_makes_nothing_fetch_an_address():
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        issues = check_input({"$ref": f"http://127.0.0.1:{server.server_port}/schema.json"}, {"a": 1})
+        server.shutdown()
+        thread.join()
+    assert [issue.code for issue in issues] == [IssueCode.INVALID_SCHEMA]
+    assert asked == []
+
+
+def test_the_shipped_schema_is_the_generated_one_and_takes_what_the_validator_takes():
+    from jsonschema import Draft202012Validator
+
+    shipped = json.loads((ROOT / "docs" / "definition.schema.json").read_text(encoding="utf-8"))
+    assert shipped == definition_schema(), (
+        "write json.dumps(definition_schema(), indent=2) to docs/definition.schema.json"
+    )
+    Draft202012Validator.check_schema(shipped)
+    validator = Draft202012Validator(shipped)
+    assert validator.is_valid(API_EXAMPLE)
+    for wrong in (flow(foo=1), flow(step("1")), {"name": "x", "steps": []}, flow(step(timeout=0))):
+        assert not validator.is_valid(wrong)
+
+
+def test_every_code_says_what_it_means():
+    source = (ROOT / "engine" / "domain" / "issues.py").read_text(encoding="utf-8")
+    for code in IssueCode:
+        assert f'{code.name} = "{code.value}"\n    """' in source
+
+
+def test_nearest_word_ignores_case_and_gives_up_on_long_words():
+    assert nearest_word("TIMEOUT", ["timeout", "total"]) == "timeout"
+    assert nearest_word("zzz", ["timeout"]) is None
+    assert nearest_word("t" * 101, ["t" * 100]) is None
+
+
+scraps = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("${steps.a.output.b}"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["id", "agent_id", "a", "depends_on", "timeout", "kind"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+names = [
+    "name", "steps", "tags", "metadata", "input_schema", "defaults", "output_mapping", "finally", "x",
+]  # fmt: skip
+step_names = [
+    "id",
+    "agent_id",
+    "type",
+    "input_mapping",
+    "output_mapping",
+    "depends_on",
+    "retry_policy",
+    "fallback",
+    "x",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(names), scraps),
+    st.lists(st.dictionaries(st.sampled_from(step_names), scraps) | scraps, max_size=3),
+)
+def test_whatever_comes_in_is_answered(top: dict[str, Any], steps: list[Any]):
+    for raw in (top, {**top, "steps": steps}, {"name": "x", "steps": steps}):
+        parsed = parse_definition(raw)
+        assert (parsed.definition is None) == any(issue.severity == "error" for issue in parsed.issues)
+        keys = [(issue.code, issue.path, issue.message) for issue in parsed.issues]
+        assert len(keys) == len(set(keys))
