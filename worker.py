@@ -11,7 +11,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from engine.cli.invocation import Invocation, error_lines, exit_code_of
+from engine.cli.invocation import Invocation, end_process, error_lines, exit_code_of
 from engine.cli.serving import describe, serve_worker
 from engine.errors import EngineError
 
@@ -50,4 +50,4 @@ def _announce(session: WorkerSession) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

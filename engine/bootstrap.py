@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ from engine.services.health import ComponentHealth, HealthService
 from engine.services.plans import PlanService
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from temporalio.client import Interceptor
 
@@ -71,11 +72,7 @@ class Stores:
 
 
 class EngineSession:
-    """Everything an engine has open on one event loop.
-
-    A keeper task holds it: when that is asked to stop, or is cancelled with its loop, the worker ends gracefully and
-    stores, client and development server are let go.
-    """
+    """Everything an engine has open, on one event loop; made there, used there, closed there."""
 
     def __init__(self, settings: EngineSettings, invoker: AgentInvoker | None = None) -> None:
         from engine.adapters.temporal.connection import TemporalConnection
@@ -119,16 +116,10 @@ class EngineSession:
         )
         self.analytics = AnalyticsService(stores.analytics, stores.definitions, stores.agents, _now)
         self.health = HealthService(stores.checks, self._probe_runtime, _now)
-        self._stop = asyncio.Event()
         self._starting = asyncio.Lock()
         self._worker: asyncio.Task[None] | None = None
-        self._ask_worker_to_stop: asyncio.Event = asyncio.Event()
-        self._keeper = asyncio.create_task(self._keep(), name="baton engine")
-
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing has ended it."""
-        return not self._keeper.done() and not self._stop.is_set()
+        self._stop_worker: Callable[[], Awaitable[None]] | None = None
+        self._closed = False
 
     async def start_worker(self, grace: timedelta = EMBEDDED_GRACE) -> None:
         """Run a worker on this loop from now on; once.
@@ -141,9 +132,11 @@ class EngineSession:
                 return
             client = await self.connection.client()
             registered = await self.connection.registered_search_attributes()
-            from engine.adapters.temporal.worker_factory import WorkerParts, build_worker
+            from engine.adapters.temporal.worker_factory import WORKFLOW_TASKS, WorkerParts, build_worker
 
             stores = self.stores
+            executor = ThreadPoolExecutor(WORKFLOW_TASKS, thread_name_prefix="baton-workflow")
+            stores.closing.callback(executor.shutdown)
             worker = build_worker(
                 client,
                 self.settings.task_queue,
@@ -156,6 +149,7 @@ class EngineSession:
                     runtime=self.runtime,
                     search_attributes=sorted(registered),
                 ),
+                executor,
                 grace=grace,
                 runner=self.settings.workflow_runner,
             )
@@ -168,31 +162,21 @@ class EngineSession:
             await asyncio.shield(self._worker)
 
     async def aclose(self) -> None:
-        """Close everything. Idempotent; may be called from any task of the loop."""
-        self._stop.set()
-        await asyncio.wait([self._keeper])
-        self._keeper.result()
-
-    async def _keep(self) -> None:
-        try:
-            await self._stop.wait()
-        except asyncio.CancelledError:
-            _logger.debug("The event loop is ending; the engine closes")
-        await self._close()
-
-    async def _close(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            if not worker.done():
-                await self._stop_worker()
-            await asyncio.wait([worker])
-            if not worker.cancelled() and (error := worker.exception()) is not None:
-                _logger.error("The worker ended with an error: %s", error)
+        """End the worker gracefully, then let client, development server and stores go. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         async with AsyncExitStack() as closing:
+            closing.push_async_callback(self.stores.closing.aclose)
+            closing.push_async_callback(self.connection.aclose)
             if self._tracing is not None:
                 closing.push_async_callback(asyncio.to_thread, self._tracing.close)
-            closing.push_async_callback(self.connection.aclose)
-            closing.push_async_callback(self.stores.closing.aclose)
+            if self._worker is not None and self._stop_worker is not None:
+                if not self._worker.done():
+                    await self._stop_worker()
+                await asyncio.wait([self._worker])
+                if (error := self._worker.exception()) is not None:
+                    _logger.error("The worker ended with an error: %s", error)
 
     def _open_invoker(self) -> AgentInvoker:
         from engine.adapters.agents.http_agents import HttpAgentInvoker

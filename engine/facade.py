@@ -1,27 +1,27 @@
 """``WorkflowEngine``: the whole API. Each method parses, delegates and renders, and holds no rule of its own.
 
-Making one connects to nothing, and nothing needs to be opened: what a call needs opens with it, on the event loop of
-the caller, and closes with ``aclose``, the end of ``async with`` or the end of the loop.
+Making one connects to nothing, and nothing needs to be opened: what a call needs opens with it, on a loop of the
+engine's own, and closes with ``aclose``, the end of ``async with`` or the end of the caller's loop.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import functools
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from engine import answers, request_context
 from engine.bootstrap import EngineSession
 from engine.domain.metrics import format_instant
 from engine.errors import EngineError, InvalidInputError
+from engine.loop_thread import LoopThread
 from engine.services.executions import parse_options
 from engine.settings import EngineSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
     from types import TracebackType
 
     from engine import types
@@ -32,6 +32,24 @@ if TYPE_CHECKING:
 __all__ = ["WorkflowEngine"]
 
 Document = Mapping[str, object]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _on_own_loop(
+    method: Callable[Concatenate[WorkflowEngine, P], Coroutine[object, object, T]],
+) -> Callable[Concatenate[WorkflowEngine, P], Coroutine[object, object, T]]:
+    """Run a method on the engine's own loop, under a new request id."""
+
+    @functools.wraps(method)
+    async def called(self: WorkflowEngine, *args: P.args, **kwargs: P.kwargs) -> T:
+        token = request_context.request_id.set(f"req-{secrets.token_hex(6)}")
+        try:
+            return await self._thread().run(method(self, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] # a part of the class
+        finally:
+            request_context.request_id.reset(token)
+
+    return called
 
 
 class WorkflowEngine:
@@ -59,7 +77,8 @@ class WorkflowEngine:
     ) -> None:
         self._settings = EngineSettings.load(config, profile=profile)
         self._invoker = invoker
-        self._sessions: dict[asyncio.AbstractEventLoop, EngineSession] = {}
+        self._opening = threading.Lock()
+        self._opened: LoopThread[EngineSession] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,12 +93,13 @@ class WorkflowEngine:
 
     async def aclose(self) -> None:
         """End the embedded worker gracefully and let everything go. The engine can be used again."""
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
-        if session is not None:
-            await session.aclose()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.aclose()
 
     # Workflows.
 
+    @_on_own_loop
     async def create_workflow(
         self,
         name: str,
@@ -99,33 +119,37 @@ class WorkflowEngine:
             InvalidInputError: with every issue in ``details.issues``.
             ConflictError: ``workflow_id`` is taken.
         """
-        with self._call() as session:
-            given = {"description": description, "tags": tags, "metadata": metadata, **fields}
-            document = {"name": name, "steps": steps, **{key: v for key, v in given.items() if v is not None}}
-            stored = await session.definitions.create_definition(plain(document), workflow_id)
-            return stored.definition_id
+        session = self._session()
+        given = {"description": description, "tags": tags, "metadata": metadata, **fields}
+        document = {"name": name, "steps": steps, **{key: v for key, v in given.items() if v is not None}}
+        stored = await session.definitions.create_definition(plain(document), workflow_id)
+        return stored.definition_id
 
+    @_on_own_loop
     async def validate_workflow(self, definition: Document) -> types.Validation:
         """Report every issue of a definition without storing it."""
-        with self._call() as session:
-            issues = await session.definitions.validate_definition(plain(definition))
-            valid = all(issue.severity != "error" for issue in issues)
-            return {"valid": valid, "issues": [cast("types.Issue", issue.model_dump(mode="json")) for issue in issues]}
+        session = self._session()
+        issues = await session.definitions.validate_definition(plain(definition))
+        valid = all(issue.severity != "error" for issue in issues)
+        return {"valid": valid, "issues": [cast("types.Issue", issue.model_dump(mode="json")) for issue in issues]}
 
+    @_on_own_loop
     async def get_workflow(self, workflow_id: str, version: int | None = None) -> types.Workflow:
         """Return a workflow, its newest version unless another is asked for."""
-        with self._call() as session:
-            return answers.workflow(await session.definitions.get_definition(text(workflow_id, "workflow_id"), version))
+        session = self._session()
+        return answers.workflow(await session.definitions.get_definition(text(workflow_id, "workflow_id"), version))
 
+    @_on_own_loop
     async def update_workflow(self, workflow_id: str, updates: Document) -> bool:
         """Store a new version in which ``updates`` replace fields (null removes one); True.
 
         Equal content makes no new version. Running executions keep the version they started with.
         """
-        with self._call() as session:
-            await session.definitions.update_definition(text(workflow_id, "workflow_id"), plain(updates))
-            return True
+        session = self._session()
+        await session.definitions.update_definition(text(workflow_id, "workflow_id"), plain(updates))
+        return True
 
+    @_on_own_loop
     async def list_workflows(
         self,
         tags: Sequence[str] | None = None,
@@ -134,28 +158,31 @@ class WorkflowEngine:
         cursor: str | None = None,
     ) -> types.WorkflowPage:
         """Return a page of workflows that have all ``tags``, newest first."""
-        with self._call() as session:
-            items, following = await session.definitions.list_definitions(
-                cast("list[str] | None", plain(tags)), status, limit, cursor
-            )
-            return {"items": [answers.workflow_item(item) for item in items], "next_cursor": following}
+        session = self._session()
+        items, following = await session.definitions.list_definitions(
+            cast("list[str] | None", plain(tags)), status, limit, cursor
+        )
+        return {"items": [answers.workflow_item(item) for item in items], "next_cursor": following}
 
+    @_on_own_loop
     async def list_workflow_versions(
         self, workflow_id: str, limit: int | None = None, cursor: str | None = None
     ) -> types.WorkflowPage:
         """Return a page of a workflow's versions, newest first."""
-        with self._call() as session:
-            items, following = await session.definitions.list_versions(text(workflow_id, "workflow_id"), limit, cursor)
-            return {"items": [answers.workflow_item(item) for item in items], "next_cursor": following}
+        session = self._session()
+        items, following = await session.definitions.list_versions(text(workflow_id, "workflow_id"), limit, cursor)
+        return {"items": [answers.workflow_item(item) for item in items], "next_cursor": following}
 
+    @_on_own_loop
     async def delete_workflow(self, workflow_id: str) -> bool:
         """Archive a workflow: reads no longer find it, running executions finish, records stay; True."""
-        with self._call() as session:
-            await session.definitions.delete_definition(text(workflow_id, "workflow_id"))
-            return True
+        session = self._session()
+        await session.definitions.delete_definition(text(workflow_id, "workflow_id"))
+        return True
 
     # Executions.
 
+    @_on_own_loop
     async def execute_workflow(
         self,
         workflow_id: str,
@@ -167,20 +194,22 @@ class WorkflowEngine:
         ``execution_options``: ``priority`` (high, normal, low), ``timeout`` (seconds for the whole), ``trace``,
         ``idempotency_key`` (the same key and input return the same execution), ``version``, ``tags``.
         """
-        with self._call() as session:
-            start = parse_options(document(execution_options, "execution_options"))
-            given = cast("JsonValue", plain({} if input_data is None else input_data))
-            started = await session.executions.start_execution(text(workflow_id, "workflow_id"), given, start)
-            record = started.record
-            namespace = self._settings.temporal_namespace
-            ui_url = session.runtime.ui_url(record.execution_id, record.run_id, namespace)
-            return answers.execution(record, started.run, namespace, self._settings.task_queue, ui_url)
+        session = self._session()
+        start = parse_options(document(execution_options, "execution_options"))
+        given = cast("JsonValue", plain({} if input_data is None else input_data))
+        started = await session.executions.start_execution(text(workflow_id, "workflow_id"), given, start)
+        record = started.record
+        namespace = self._settings.temporal_namespace
+        ui_url = session.runtime.ui_url(record.execution_id, record.run_id, namespace)
+        return answers.execution(record, started.run, namespace, self._settings.task_queue, ui_url)
 
+    @_on_own_loop
     async def get_execution_status(self, execution_id: str) -> types.ExecutionStatus:
         """Return where an execution stands, never older than a second while it is open."""
-        with self._call() as session:
-            return answers.execution_status(await session.reads.read_status(text(execution_id, "execution_id")))
+        session = self._session()
+        return answers.execution_status(await session.reads.read_status(text(execution_id, "execution_id")))
 
+    @_on_own_loop
     async def get_execution_result(self, execution_id: str, wait: float = 0) -> types.ExecutionResult:
         """Return how an execution ended; a failed or cancelled one does not raise.
 
@@ -191,12 +220,13 @@ class WorkflowEngine:
         Raises:
             InvalidInputError: it is still open after ``wait`` seconds.
         """
-        with self._call() as session:
-            patience = seconds(wait, "wait")
-            result = await session.reads.read_result(text(execution_id, "execution_id"), patience)
-            outputs = {step_id: await self._loaded(session, record.output) for step_id, record in result.steps.items()}
-            return answers.execution_result(result, await self._loaded(session, result.record.output), outputs)
+        session = self._session()
+        patience = seconds(wait, "wait")
+        result = await session.reads.read_result(text(execution_id, "execution_id"), patience)
+        outputs = {step_id: await self._loaded(session, record.output) for step_id, record in result.steps.items()}
+        return answers.execution_result(result, await self._loaded(session, result.record.output), outputs)
 
+    @_on_own_loop
     async def list_executions(
         self,
         workflow_id: str | None = None,
@@ -208,35 +238,40 @@ class WorkflowEngine:
         tags: Sequence[str] | None = None,
     ) -> types.ExecutionPage:
         """Return a page of executions, latest first; the times bound their creation."""
-        with self._call() as session:
-            items, live, following = await session.executions.list_executions(
-                definition_id=None if workflow_id is None else text(workflow_id, "workflow_id"),
-                status=status,
-                start_time=start_time,
-                end_time=end_time,
-                tags=plain(tags),
-                limit=limit,
-                cursor=cursor,
-            )
-            page = [answers.execution_item(item, live.get(item.execution_id)) for item in items]
-            return {"items": page, "next_cursor": following}
+        session = self._session()
+        items, live, following = await session.executions.list_executions(
+            definition_id=None if workflow_id is None else text(workflow_id, "workflow_id"),
+            status=status,
+            start_time=start_time,
+            end_time=end_time,
+            tags=plain(tags),
+            limit=limit,
+            cursor=cursor,
+        )
+        page = [answers.execution_item(item, live.get(item.execution_id)) for item in items]
+        return {"items": page, "next_cursor": following}
 
+    @_on_own_loop
     async def cancel_execution(self, execution_id: str, reason: str | None = None) -> bool:
         """Ask for cancellation; True when it was asked for, False when the execution is over."""
-        with self._call() as session:
-            why = None if reason is None else text(reason, "reason")
-            return await session.executions.cancel_execution(text(execution_id, "execution_id"), why)
+        session = self._session()
+        why = None if reason is None else text(reason, "reason")
+        return await session.executions.cancel_execution(text(execution_id, "execution_id"), why)
 
     async def watch_execution(self, execution_id: str, from_event: str | None = None) -> AsyncIterator[types.Event]:
         """Yield an execution's events until it is over, from the one behind ``from_event`` (an event's id)."""
-        with self._call() as session:
-            events = session.reads.watch(text(execution_id, "execution_id"), from_event)
-        async with contextlib.aclosing(events):
-            async for event in events:
+        thread = self._thread()
+        events = thread.content.reads.watch(text(execution_id, "execution_id"), from_event)
+        try:
+            while (event := await thread.run(anext(events, None))) is not None:
                 yield answers.event(event)
+        finally:
+            if thread.is_open:
+                await thread.run(events.aclose())
 
     # Agents.
 
+    @_on_own_loop
     async def register_agent(
         self,
         name: str,
@@ -247,22 +282,24 @@ class WorkflowEngine:
         agent_id: str | None = None,
     ) -> str:
         """Register an agent, or a new version of it, and return its id: derived from the name unless given."""
-        with self._call() as session:
-            agent = await session.agents.register_agent(
-                name,
-                description,
-                cast("list[str] | None", plain(capabilities)),
-                cast("list[str] | None", plain(tools)),
-                cast("JsonObject | None", plain(config)),
-                agent_id,
-            )
-            return agent.agent_id
+        session = self._session()
+        agent = await session.agents.register_agent(
+            name,
+            description,
+            cast("list[str] | None", plain(capabilities)),
+            cast("list[str] | None", plain(tools)),
+            cast("JsonObject | None", plain(config)),
+            agent_id,
+        )
+        return agent.agent_id
 
+    @_on_own_loop
     async def get_agent(self, agent_id: str) -> types.Agent:
         """Return an agent's newest version."""
-        with self._call() as session:
-            return answers.agent(await session.agents.get_agent(text(agent_id, "agent_id")))
+        session = self._session()
+        return answers.agent(await session.agents.get_agent(text(agent_id, "agent_id")))
 
+    @_on_own_loop
     async def list_agents(
         self,
         capabilities: Sequence[str] | None = None,
@@ -271,13 +308,14 @@ class WorkflowEngine:
         cursor: str | None = None,
     ) -> types.AgentPage:
         """Return a page of agents that have all ``capabilities``, newest first."""
-        with self._call() as session:
-            wanted = cast("list[str] | None", plain(capabilities))
-            items, following = await session.agents.list_agents(wanted, status, limit, cursor)
-            return {"items": [answers.agent(item) for item in items], "next_cursor": following}
+        session = self._session()
+        wanted = cast("list[str] | None", plain(capabilities))
+        items, following = await session.agents.list_agents(wanted, status, limit, cursor)
+        return {"items": [answers.agent(item) for item in items], "next_cursor": following}
 
     # Handoffs.
 
+    @_on_own_loop
     async def create_handoff(
         self,
         source_agent_id: str,
@@ -289,22 +327,24 @@ class WorkflowEngine:
         workflow_id: str | None = None,
     ) -> str:
         """Store a handoff rule and return its id. Handoffs are stored and checked, and not acted on yet."""
-        with self._call() as session:
-            handoff = await session.handoffs.create_handoff(
-                source_agent_id,
-                target_agent_id,
-                handoff_type,
-                cast("dict[str, str] | None", plain(data_mapping)),
-                cast("list[str] | None", plain(trigger_conditions)),
-                workflow_id,
-            )
-            return handoff.handoff_id
+        session = self._session()
+        handoff = await session.handoffs.create_handoff(
+            source_agent_id,
+            target_agent_id,
+            handoff_type,
+            cast("dict[str, str] | None", plain(data_mapping)),
+            cast("list[str] | None", plain(trigger_conditions)),
+            workflow_id,
+        )
+        return handoff.handoff_id
 
+    @_on_own_loop
     async def get_handoff(self, handoff_id: str) -> types.Handoff:
         """Return a handoff."""
-        with self._call() as session:
-            return answers.handoff(await session.handoffs.get_handoff(text(handoff_id, "handoff_id")))
+        session = self._session()
+        return answers.handoff(await session.handoffs.get_handoff(text(handoff_id, "handoff_id")))
 
+    @_on_own_loop
     async def list_handoffs(
         self,
         source_agent_id: str | None = None,
@@ -314,68 +354,65 @@ class WorkflowEngine:
         cursor: str | None = None,
     ) -> types.HandoffPage:
         """Return a page of handoffs, oldest first."""
-        with self._call() as session:
-            items, following = await session.handoffs.list_handoffs(
-                source_agent_id, target_agent_id, workflow_id, limit, cursor
-            )
-            return {"items": [answers.handoff(item) for item in items], "next_cursor": following}
+        session = self._session()
+        items, following = await session.handoffs.list_handoffs(
+            source_agent_id, target_agent_id, workflow_id, limit, cursor
+        )
+        return {"items": [answers.handoff(item) for item in items], "next_cursor": following}
 
     # What is known.
 
+    @_on_own_loop
     async def get_workflow_metrics(
         self, workflow_id: str, time_range: str | Document | None = None, metrics: Sequence[str] | None = None
     ) -> types.WorkflowMetrics:
         """Return counts, rates and durations of a workflow's executions; no ``metrics`` means all."""
-        with self._call() as session:
-            start, end, values = await session.analytics.workflow_metrics(
-                text(workflow_id, "workflow_id"), plain(time_range), plain(metrics)
-            )
-            return {
-                "workflow_id": workflow_id,
-                "time_range": {"start": format_instant(start), "end": format_instant(end)},
-                "metrics": values,
-            }
+        session = self._session()
+        start, end, values = await session.analytics.workflow_metrics(
+            text(workflow_id, "workflow_id"), plain(time_range), plain(metrics)
+        )
+        return {
+            "workflow_id": workflow_id,
+            "time_range": {"start": format_instant(start), "end": format_instant(end)},
+            "metrics": values,
+        }
 
+    @_on_own_loop
     async def get_agent_performance(
         self, agent_id: str, time_range: str | Document | None = None, metrics: Sequence[str] | None = None
     ) -> types.AgentPerformance:
         """Return counts, rates and durations of an agent's calls; no ``metrics`` means all."""
-        with self._call() as session:
-            start, end, values = await session.analytics.agent_performance(
-                text(agent_id, "agent_id"), plain(time_range), plain(metrics)
-            )
-            return {
-                "agent_id": agent_id,
-                "time_range": {"start": format_instant(start), "end": format_instant(end)},
-                "metrics": values,
-            }
+        session = self._session()
+        start, end, values = await session.analytics.agent_performance(
+            text(agent_id, "agent_id"), plain(time_range), plain(metrics)
+        )
+        return {
+            "agent_id": agent_id,
+            "time_range": {"start": format_instant(start), "end": format_instant(end)},
+            "metrics": values,
+        }
 
     async def get_system_health(self) -> types.SystemHealth:
         """Report how Temporal, the workers and the stores are; never raises."""
         try:
-            with self._call() as session:
-                report = await session.health.report()
+            return await self._health_report()
         except EngineError as error:
             return answers.unusable(error, datetime.now(UTC))
-        return cast("types.SystemHealth", report)
 
     # Inside.
 
-    @contextlib.contextmanager
-    def _call(self) -> Generator[EngineSession]:
-        token = request_context.request_id.set(f"req-{secrets.token_hex(6)}")
-        try:
-            yield self._session()
-        finally:
-            request_context.request_id.reset(token)
+    @_on_own_loop
+    async def _health_report(self) -> types.SystemHealth:
+        return cast("types.SystemHealth", await self._session().health.report())
 
     def _session(self) -> EngineSession:
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None or not session.is_open:
-            self._sessions = {known: kept for known, kept in self._sessions.items() if not known.is_closed()}
-            session = self._sessions[loop] = EngineSession(self._settings, self._invoker)
-        return session
+        return self._thread().content
+
+    def _thread(self) -> LoopThread[EngineSession]:
+        with self._opening:
+            if self._opened is None or not self._opened.is_open:
+                self._opened = LoopThread(lambda: EngineSession(self._settings, self._invoker))
+            return self._opened
 
     async def _loaded(self, session: EngineSession, value: Value | None) -> JsonValue:
         if value is None:

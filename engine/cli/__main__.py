@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from engine.cli.invocation import end_process
 from engine.cli.root import baton
 
 if __name__ == "__main__":
-    baton(prog_name="baton")
+    try:
+        baton(prog_name="baton")
+    except SystemExit as end:
+        end_process(end.code if isinstance(end.code, int) else 0)

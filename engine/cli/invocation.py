@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import IO, TYPE_CHECKING, Literal, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Literal, NoReturn, TypeVar, cast
 
 import click
 
@@ -53,6 +55,19 @@ def exit_code_of(error: EngineError) -> ExitCode:
             return ExitCode.EXECUTION_FAILED
         case _:
             return ExitCode.INVALID_INPUT
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process now that all is closed, without the interpreter's own end.
+
+    Threads of Temporal's SDK may still be letting go of Python objects; when the interpreter ends in that moment it
+    aborts, and the exit code is lost.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 class Failure(click.ClickException):

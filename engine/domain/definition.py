@@ -96,8 +96,8 @@ class WorkflowDefinition(_Spec):
     steps: list[Step]
 
     def to_dict(self) -> JsonObject:
-        """The definition as the dict that ``create_workflow`` takes: only what was set."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """The definition as the dict that ``create_workflow`` takes: only what differs from a default."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class DefinitionVersion(_Spec):

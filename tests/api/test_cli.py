@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from engine import errors
 from engine.cli.invocation import ExitCode, error_lines, exit_code_of
+from engine.cli.printing import print_table
 from engine.cli.reading import merge_pairs, read_input, read_object
 from engine.cli.root import baton
 from engine.errors import EngineError, InvalidInputError
@@ -468,6 +469,19 @@ def test_doctor_names_a_folder_that_cannot_be_written(call, place):
     assert [check["status"] for check in checks if check["check"] == "data_dir"] == ["missing"]
 
 
+# Tables
+
+
+def test_a_table_in_a_pipe_keeps_ids_whole_and_lines_within_100_columns(capsys):
+    print_table(["ID", "TEXT"], [["a" * 60, "word " * 30], ["b", "c" * 120]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ID" + " " * 60 + "TEXT"
+    assert lines[1].startswith("a" * 60 + "  word word")
+    assert all(len(line) <= 100 for line in lines[:-1])
+    assert lines[-1].endswith("c" * 120)
+    assert " ".join(line[62:] for line in lines[1:-1]).split() == ["word"] * 30
+
+
 # Whole runs on a real server
 
 
@@ -518,7 +532,9 @@ def test_a_failed_run_exits_1_with_the_reason(call, place):
     stdout, stderr = process("-c", "agent_modules=cli_agents", "run", "fail.yaml", code=1)
     assert re.search(r"^status +failed", stdout, re.MULTILINE)
     assert "nothing to be done" in stdout
-    assert "Traceback" not in stdout + stderr
+    # Where it failed, once, for who writes the agent; nothing of the SDK's own.
+    assert stderr.count("Traceback") == 1
+    assert 'cli_agents.py", line' in stderr
 
 
 @needs_server
@@ -548,6 +564,29 @@ def test_dev_stays_until_a_signal(place, number, code):
     assert started.returncode == code
     assert "Traceback" not in stderr
     process("-c", f"temporal_address={address}", "doctor", code=4)
+
+
+@needs_server
+def test_with_a_worker_elsewhere_run_returns_after_the_start(call, place):
+    call("agent", "register", "agents.yaml")
+    with start("-m", "engine.cli", "-c", "agent_modules=cli_agents", "dev", "-o", "jsonl") as started:
+        address = json.loads(read_until(started.stdout, r"\{.*\}\n")[0])["address"]
+        there = ("-c", f"temporal_address={address}")
+        answer = json.loads(process(*there, "run", "definition.yaml", "-i", "text=hello", "-o", "json")[0])
+        assert "output" not in answer
+        shown, notes = process(*there, "execution", "watch", answer["execution_id"])
+        assert '"said": "hello !"' in shown
+        assert "execution.completed" in notes
+
+        (place / "slow.yaml").write_text("name: Slow\nsteps: [{id: only, agent_id: agent-slow}]\n", encoding="utf-8")
+        slow = json.loads(process(*there, "run", "slow.yaml", "-o", "json")[0])["execution_id"]
+        assert re.search(r"^status +(pending|running)$", process(*there, "execution", "status", slow)[0], re.MULTILINE)
+        assert process(*there, "execution", "cancel", slow, "--reason", "enough")[0] == "cancellation requested\n"
+        shown, _ = process(*there, "execution", "watch", slow, code=1)
+        assert re.search(r"^status +cancelled", shown, re.MULTILINE)
+        assert re.search(r"^reason +enough$", shown, re.MULTILINE)
+        started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=SECONDS)
 
 
 def test_dev_refuses_a_configured_address(call):

@@ -283,6 +283,16 @@ async def test_a_run_starts_its_execution(execution_store: ExecutionStore) -> No
     assert await _get(execution_store) == running
 
 
+async def test_a_run_starts_an_execution_that_was_recorded_for_it(execution_store: ExecutionStore) -> None:
+    begun = execution(run_id="run-1", run_started_at=RUN_1)
+    await execution_store.create_execution(begun, None)
+    await execution_store.record_steps([step(run_id="run-0")], RUN_1 - seconds(1))
+    assert await _get(execution_store) == begun
+    await execution_store.record_steps([step()], RUN_1)
+    record = await _get(execution_store)
+    assert (record.status, record.started_at) == (ExecutionStatus.RUNNING, RUN_1)
+
+
 async def test_a_claim_starts_its_execution_too(execution_store: ExecutionStore) -> None:
     await execution_store.create_execution(execution(), None)
     await execution_store.claim_step(step(status=StepStatus.RUNNING), RUN_1)

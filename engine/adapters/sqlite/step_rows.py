@@ -43,7 +43,7 @@ _LIST = "SELECT body FROM steps WHERE tenant = ? AND execution_id = ?"
 # has the record already is the usual writer. A run that started before the owner changes nothing.
 _ENTER_RUN = """UPDATE executions SET
         status = CASE WHEN status IN ('pending', 'completed', 'failed', 'cancelled') THEN 'running' ELSE status END,
-        started_at = coalesce(started_at, ?1), run_id = ?2, run_started_at = ?1, history_length = 0, duration = NULL
+        started_at = coalesce(started_at, ?1), run_id = ?2, run_started_at = ?1, history_length = 0
     WHERE tenant = ?3 AND execution_id = ?4
         AND (run_started_at IS NULL OR run_started_at < ?1 OR (run_started_at = ?1 AND status = 'pending'))"""
 

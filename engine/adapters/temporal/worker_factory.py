@@ -6,7 +6,6 @@ be as large as the number of workflow tasks, because waiting for a thread counts
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
@@ -20,6 +19,8 @@ from workflows.interpreter import InterpreterWorkflow
 from workflows.versions import INTERPRETER_VERSION
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from temporalio.client import Client
 
     from engine.ports.agent_invoker import AgentInvoker
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from engine.ports.plan_loader import PlanLoader
     from engine.ports.state_store import StateStore
 
-__all__ = ["INTERPRETER_VERSION", "WorkerParts", "build_worker"]
+__all__ = ["INTERPRETER_VERSION", "WORKFLOW_TASKS", "WorkerParts", "build_worker"]
 
-_WORKFLOW_TASKS: Final = 32
+WORKFLOW_TASKS: Final = 32
+"""And threads in the executor."""
 _ACTIVITIES: Final = 300
 _POLLERS: Final = 10
 _EAGER_ACTIVITIES: Final = 10
@@ -55,6 +57,7 @@ def build_worker(
     client: Client,
     task_queue: str,
     parts: WorkerParts,
+    executor: ThreadPoolExecutor,
     *,
     grace: timedelta,
     runner: Literal["unsandboxed", "sandboxed"],
@@ -65,6 +68,7 @@ def build_worker(
         client: shared with the starter in one process, so that starts are eager.
         task_queue: to poll.
         parts: what the activities work with.
+        executor: of ``WORKFLOW_TASKS`` threads, for workflow tasks; the caller shuts it down after the worker.
         grace: how long running calls may go on after a stop was asked for.
         runner: the sandbox guards against non-determinism in tests and doubles the cost.
     """
@@ -84,8 +88,8 @@ def build_worker(
             records.request_cancel,
         ],
         workflow_runner=UnsandboxedWorkflowRunner() if runner == "unsandboxed" else SandboxedWorkflowRunner(),
-        workflow_task_executor=ThreadPoolExecutor(_WORKFLOW_TASKS, thread_name_prefix="baton-workflow"),
-        max_concurrent_workflow_tasks=_WORKFLOW_TASKS,
+        workflow_task_executor=executor,
+        max_concurrent_workflow_tasks=WORKFLOW_TASKS,
         max_concurrent_activities=_ACTIVITIES,
         workflow_task_poller_behavior=PollerBehaviorSimpleMaximum(_POLLERS),
         activity_task_poller_behavior=PollerBehaviorSimpleMaximum(_POLLERS),
