@@ -295,17 +295,16 @@ class _Sources:
         for key in document:
             if key != "profile":
                 self._fault(key, f"{path} has {key!r} outside of a profile; write it below [profile.default]")
-        profiles = document.get("profile", {})
-        tables = cast("dict[str, object]", profiles) if isinstance(profiles, dict) else {}
-        table = tables.get(name or "default")
-        if table is None and name:
-            there = ", ".join(tables) or "none"
-            self._fault("profile", f"{path} has no profile {name!r}; it has: {there}{_nearest(name, tables)}")
-        elif table is not None and not isinstance(table, dict):
-            self._fault("profile", f"profile.{name or 'default'} in {path} must be a table of keys and values")
-        elif table is not None:
-            origin = f"profile {name or 'default'} in {path.name}"
-            self._add(cast("dict[str, object]", table), origin)
+        profiles = _table(document, "profile")
+        chosen = name or "default"
+        if chosen not in profiles:
+            if name:
+                there = ", ".join(profiles) or "none"
+                self._fault("profile", f"{path} has no profile {name!r}; it has: {there}{_nearest(name, profiles)}")
+        elif not isinstance(profiles[chosen], dict):
+            self._fault("profile", f"profile.{chosen} in {path} must be a table of keys and values")
+        else:
+            self._add(_table(profiles, chosen), f"profile {chosen} in {path.name}")
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
         keys = {f"{_PREFIX}{key.upper()}": key for key in _KEYS}
@@ -393,10 +392,13 @@ def _temporal_profile(environ: Mapping[str, str]) -> tuple[Path | None, Mapping[
     document = None if path is None else _read_toml(path)
     if path is None or document is None:
         return None, {}
-    profiles = document.get("profile")
-    tables = cast("dict[str, object]", profiles) if isinstance(profiles, dict) else {}
-    table = tables.get(environ.get("TEMPORAL_PROFILE") or "default")
-    return path, cast("dict[str, object]", table) if isinstance(table, dict) else {}
+    return path, _table(_table(document, "profile"), environ.get("TEMPORAL_PROFILE") or "default")
+
+
+def _table(document: Mapping[str, object], key: str) -> dict[str, object]:
+    """Return the table below a key of a TOML document; an empty one where there is none."""
+    value = document.get(key)
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 def _temporal_default_file(environ: Mapping[str, str]) -> Path | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _AGENTS_PACKAGE = "examples"
+_WIDTH = 100
 
 
 @click.command()
@@ -67,6 +68,8 @@ def demo(
 
     # What goes wrong in a step is in the result, in the words of the agent: no need for a traceback as well.
     result = invocation.call(use, overrides=overrides, log_level="ERROR")
+    if not settings.has_temporal_address():
+        note("The server has ended; `./baton dev` here starts it and its UI again, with this execution in it.")
     if result["status"] != "completed":
         ctx.exit(ExitCode.EXECUTION_FAILED)
     ctx.exit(stopped_by[0] if stopped_by else ExitCode.OK)
@@ -131,9 +134,9 @@ def _print_review(invocation: Invocation, result: Mapping[str, object], ui_url: 
             return
         output = part(result, "output")
         click.echo()
-        click.echo(shown(output.get("summary")))
+        click.echo(click.wrap_text(shown(output.get("summary")), _WIDTH))
         for finding in cast("list[object]", output.get("findings") or []):
-            click.echo(f"  - {shown(finding)}")
+            click.echo(click.wrap_text(shown(finding), _WIDTH, initial_indent="  - ", subsequent_indent="    "))
         unreadable = cast("list[Mapping[str, object]]", output.get("unreadable") or [])
         if unreadable:
             click.echo(f"\nNot reviewed, because they can't be read ({len(unreadable)}):")

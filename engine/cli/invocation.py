@@ -167,7 +167,11 @@ class Invocation:
 
         async def session() -> _T:
             async with WorkflowEngine(config, profile=self.profile) as engine:
-                return await use(engine)
+                try:
+                    return await use(engine)
+                except asyncio.CancelledError:
+                    click.echo("stopping", err=True)
+                    raise
 
         level = settings.log_level if "log_level" in settings.model_fields_set else log_level
         log = open_logging(level, settings.log_format)

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import stat
+import threading
 import tokenize
 import warnings
 from concurrent.futures import CancelledError
@@ -31,6 +32,8 @@ _BUILD_FOLDERS: Final = frozenset({"build", "dist", "_build"})
 _REASON_LENGTH: Final = 160
 _PROGRESS_STEPS: Final = 5
 _PARSED_NAME: Final = "<reviewed source>"
+_PARSING: Final = threading.Lock()
+# CPython 3.11 counts the parser's depth for the whole process: two threads that parse at once can end in a SystemError.
 FileT = TypeVar("FileT", bound="SourceFile")
 _GENERATED: Final = re.compile(r"\bgenerated (by|file|from|code)\b|\bdo not edit\b|@generated\b", re.IGNORECASE)
 
@@ -159,7 +162,8 @@ def parse_source(path: Path) -> ParsedSource:
     data = _read(path)
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        tree = ast.parse(data.decode(encoding), filename=_PARSED_NAME)
+        with _PARSING:
+            tree = ast.parse(data.decode(encoding), filename=_PARSED_NAME)
     except SyntaxError as error:
         where = f" in line {error.lineno}" if error.lineno else ""
         raise UnreadableSourceError(_one_line(f"syntax error{where}: {error.msg}")) from error

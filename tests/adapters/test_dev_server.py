@@ -262,6 +262,7 @@ async def test_a_stale_state_file_neither_misleads_nor_ends_a_stranger(tmp_path:
             {
                 "address": "127.0.0.1:1",
                 "ui_url": "http://127.0.0.1:2",
+                "codec_port": 4,
                 "pid": stranger.pid,
                 "supervisor_pid": os.getpid(),
                 "version": "0",

@@ -546,7 +546,7 @@ def test_ctrl_c_in_a_run_ends_it_with_130(call, place):
         read_until(started.stderr, r"step\.started")
         started.send_signal(signal.SIGINT)
         stdout, stderr = started.communicate(timeout=SECONDS)
-    assert started.returncode == 130
+    assert started.returncode == 130, stderr
     assert f"baton execution cancel {execution_id}" in stderr
     assert "Traceback" not in stderr
     assert stdout == ""
@@ -644,7 +644,7 @@ def test_the_demo_keeps_server_and_worker_until_ctrl_c(place):
         assert started.poll() is None
         started.send_signal(signal.SIGINT)
         stdout, stderr = started.communicate(timeout=SECONDS)
-    assert started.returncode == 130
+    assert started.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert str(place / "baton-review.md") in stdout
 

@@ -119,6 +119,7 @@ FILTERS: list[tuple[dict[str, Any], list[int]]] = [
     ({"tags": ("all", "third")}, [6, 3, 0]),
     ({"tags": ("third", "all"), "definition_id": "even"}, [6, 0]),
     ({"tags": ("third",), "status": ExecutionStatus.FAILED, "end_time": NOW + seconds(5)}, [3]),
+    ({"tags": ("third",), "start_time": NOW + seconds(1)}, [6, 3]),
     ({"tags": ("none",)}, []),
     ({"definition_id": "nobody"}, []),
     ({"start_time": NOW + seconds(5), "end_time": NOW}, []),

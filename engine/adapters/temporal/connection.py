@@ -7,6 +7,7 @@ started, and let go again at the end. A driver's error never leaves here.
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
@@ -15,8 +16,9 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from engine.adapters.temporal.dev_server import acquire_dev_server, search_attributes
-from engine.adapters.temporal.payloads import data_converter
+from engine.adapters.temporal.payloads import CodecServer, ZstdPayloadCodec, data_converter
 from engine.errors import (
+    ConfigurationError,
     EngineError,
     InternalError,
     InvalidInputError,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from temporalio.runtime import Runtime
 
     from engine.adapters.temporal.dev_server import DevServerLease
+
+_logger = logging.getLogger(__name__)
 
 RPC_TIMEOUT: Final = timedelta(seconds=4)
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
@@ -66,11 +70,13 @@ class TemporalConnection:
     ) -> None:
         self._connect_options = connect_options
         self._data_dir = data_dir
+        self._threshold_bytes = compression_threshold_bytes
         self._converter = data_converter(compression_threshold_bytes)
         self._interceptors = interceptors
         self._runtime = runtime
         self._client: Client | None = None
         self._lease: DevServerLease | None = None
+        self._codec_server: CodecServer | None = None
         self._registered: frozenset[str] | None = None
         self._lock = asyncio.Lock()
 
@@ -118,15 +124,28 @@ class TemporalConnection:
         """Let go of the client and of the development server."""
         self._client = None
         self._registered = None
+        codec_server, self._codec_server = self._codec_server, None
+        if codec_server is not None:
+            await codec_server.aclose()
         lease, self._lease = self._lease, None
         if lease is not None:
             await lease.aclose()
+
+    async def _serve_codec(self, port: int) -> None:
+        server = CodecServer(ZstdPayloadCodec(self._threshold_bytes))
+        try:
+            await server.start(port=port)
+        except ConfigurationError:
+            _logger.debug("Another process decodes payloads for the UI")
+            return
+        self._codec_server = server
 
     async def _connect(self) -> Client:
         if self._connect_options is not None:
             options = dict(await asyncio.to_thread(self._connect_options))
         else:
             self._lease = await acquire_dev_server(self._data_dir)
+            await self._serve_codec(self._lease.codec_port)
             options = {"target_host": self._lease.address, "namespace": self._lease.namespace}
         address = str(options.get("target_host", "localhost:7233"))
         with temporal_failures(address):

@@ -62,6 +62,7 @@ class _ServerState:
 
     address: str
     ui_url: str
+    codec_port: int
     pid: int
     supervisor_pid: int
     version: str
@@ -74,6 +75,7 @@ class DevServerLease:
     Attributes:
         address: ``127.0.0.1:port`` of the Temporal frontend.
         ui_url: where Temporal's Web UI is.
+        codec_port: where the UI looks for a codec server; one of those who hold the server runs it.
         namespace: ``default``.
         version: the Temporal CLI's version.
     """
@@ -83,6 +85,7 @@ class DevServerLease:
     def __init__(self, directory: Path, holder: _HeldLock, state: _ServerState) -> None:
         self.address = state.address
         self.ui_url = state.ui_url
+        self.codec_port = state.codec_port
         self.version = state.version
         self._directory = directory
         self._holder = holder

@@ -120,7 +120,7 @@ def _usable_version(path: Path, source: _Source) -> str:
         raise _UnusableError("it lies in a folder that everybody can write to and belongs to another user")
     usage = _output(path, "server", "start-dev", "--help")
     wanted = dict.fromkeys(
-        part for part in supervisor.server_arguments(Path(), supervisor.Ports(0, 0, 0)) if part.startswith("--")
+        part for part in supervisor.server_arguments(Path(), supervisor.Ports(0, 0, 0, 0)) if part.startswith("--")
     )
     missing = [flag for flag in wanted if not re.search(rf"{flag}\b(?!-)", usage)]
     if missing:

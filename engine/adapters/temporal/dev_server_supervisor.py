@@ -60,7 +60,7 @@ _STARTING_POLL_SECONDS = 0.01
 _ORPHAN_SECONDS = 5.0
 _PORT_ATTEMPTS = 3
 _FIRST_PORT = 17000
-_PORT_TRIPLES = 4000
+_PORT_SETS = 3000
 _PR_SET_PDEATHSIG = 1
 
 
@@ -70,6 +70,8 @@ class Ports(NamedTuple):
     frontend: int
     ui: int
     http: int
+    codec: int
+    """Where whoever uses the server may decode payloads for its UI."""
 
 
 def server_arguments(database: Path, ports: Ports) -> list[str]:
@@ -82,6 +84,7 @@ def server_arguments(database: Path, ports: Ports) -> list[str]:
     return [
         *("server", "start-dev", "--ip", _LOOPBACK),
         *("--port", str(ports.frontend), "--ui-port", str(ports.ui), "--http-port", str(ports.http)),
+        *("--ui-codec-endpoint", f"http://{_LOOPBACK}:{ports.codec}"),
         *("--db-filename", str(database), "--log-level", "error"),
         *("--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=2"),
         *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=10000"),
@@ -172,6 +175,7 @@ class _Supervisor:
         state = {
             "address": f"{_LOOPBACK}:{ports.frontend}",
             "ui_url": f"http://{_LOOPBACK}:{ports.ui}",
+            "codec_port": ports.codec,
             "pid": pid,
             "supervisor_pid": os.getpid(),
             "version": self._version,
@@ -206,8 +210,8 @@ class _Supervisor:
 def _usual_ports(directory: Path) -> Ports:
     """Return the ports of this directory, so that links to the UI stay right; others when they are taken."""
     digest = hashlib.sha256(str(directory).encode()).digest()
-    first = _FIRST_PORT + 3 * (int.from_bytes(digest[:4], "big") % _PORT_TRIPLES)
-    ports = Ports(first, first + 1, first + 2)
+    first = _FIRST_PORT + len(Ports._fields) * (int.from_bytes(digest[:4], "big") % _PORT_SETS)
+    ports = Ports(*range(first, first + len(Ports._fields)))
     return ports if all(_is_free(port) for port in ports) else _free_ports()
 
 
@@ -222,10 +226,11 @@ def _is_free(port: int) -> bool:
 
 
 def _free_ports() -> Ports:
-    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-        for candidate in (first, second, third):
+    with contextlib.ExitStack() as closing:
+        sockets = [closing.enter_context(socket.socket()) for _ in Ports._fields]
+        for candidate in sockets:
             candidate.bind((_LOOPBACK, 0))
-        return Ports(first.getsockname()[1], second.getsockname()[1], third.getsockname()[1])
+        return Ports(*(candidate.getsockname()[1] for candidate in sockets))
 
 
 def _answers(http_port: int) -> bool:

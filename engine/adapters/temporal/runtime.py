@@ -199,7 +199,7 @@ class TemporalRuntime:
         if base is None:
             return None
         page = f"{base}/namespaces/{quote(namespace, safe='')}/workflows/{quote(execution_id, safe='')}"
-        return f"{page}/{quote(run_id, safe='')}/timeline" if run_id else page
+        return f"{page}/{quote(run_id, safe='')}/history" if run_id else page
 
     def _ui_url(self, client: Client, execution_id: str, run_id: str) -> str | None:
         return self.ui_url(execution_id, run_id, client.namespace)

@@ -6,6 +6,7 @@ be as large as the number of workflow tasks, because waiting for a thread counts
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
@@ -15,6 +16,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from activities.agent_activities import AgentActivities
 from activities.record_activities import RecordActivities
+from engine.domain.ids import AGENT_ACTIVITY_PREFIX
 from workflows.interpreter import InterpreterWorkflow
 from workflows.versions import INTERPRETER_VERSION
 
@@ -37,6 +39,21 @@ WORKFLOW_TASKS: Final = 32
 _ACTIVITIES: Final = 300
 _POLLERS: Final = 10
 _EAGER_ACTIVITIES: Final = 10
+
+
+class _AgentFailuresOnce(logging.Filter):
+    """Keeps the SDK from logging an agent's failure with a traceback of ours: it is logged where it happened."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        match getattr(record, "temporal_activity", None):
+            case {"activity_type": str(activity_type)}:
+                is_agent = activity_type.startswith(AGENT_ACTIVITY_PREFIX)
+                return not (is_agent and str(record.msg).startswith("Completing activity as failed"))
+            case _:
+                return True
+
+
+_AGENT_FAILURES_ONCE: Final = _AgentFailuresOnce()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,7 @@ def build_worker(
     records = RecordActivities(
         parts.plans, parts.executions, parts.artifacts, parts.state, parts.runtime, parts.search_attributes
     )
+    logging.getLogger("temporalio.activity").addFilter(_AGENT_FAILURES_ONCE)
     return Worker(
         client,
         task_queue=task_queue,
