@@ -110,7 +110,8 @@ class ExecutionStore(Protocol):
         """Write an execution's end, with step records not yet stored, in one transaction; return what stands.
 
         ``record`` is whole (used to insert when none is stored) and terminal. A stored record keeps its input,
-        input_hash, options, created_at, plan_hash and step_ids, and ``started_at`` if set. It is replaced when it is
+        input_hash, options, created_at, deadline_at, plan_hash, step_ids and its events (to which the record's are
+        added, in place of those of an earlier end), and ``started_at`` if set. It is replaced when it is
         open, when its ``run_started_at`` is smaller, or when that is equal and its ``history_length`` is not
         greater; else it stands. Steps obey the fence of ``record_steps``.
         """

@@ -295,7 +295,7 @@ def refuse_traces_of_this_machine(name: str, history: Any, forbidden: list[str])
 
 
 async def write(stage: Stage) -> None:
-    forbidden = [socket.gethostname(), str(Path(__file__).parents[2]), str(stage.folder), f"{getpass.getuser()}@"]
+    forbidden = [f"@{socket.gethostname()}", str(Path(__file__).parents[2]), str(stage.folder), f"{getpass.getuser()}@"]
     HISTORIES.mkdir(exist_ok=True)
     for old in HISTORIES.glob(f"v{INTERPRETER_VERSION}-*.json"):
         old.unlink()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.ports.execution_store import ExecutionFilter
 
 __all__ = [
+    "END_EVENTS",
     "LIST_STATEMENTS",
     "ExecutionRow",
     "execution_row",
@@ -37,7 +38,8 @@ ExecutionRow = tuple[object, ...]
 
 _StoredRow: TypeAlias = "tuple[str, str, bytes, str, str | None, str | None, str | None, int]"
 
-_END_EVENTS = frozenset({"execution.completed", "execution.failed", "execution.cancelled"})
+END_EVENTS: Final = frozenset({"execution.completed", "execution.failed", "execution.cancelled"})
+"""Types of the events that a reopened record no longer has, and that a later end replaces."""
 
 # Steps may be there before their execution, when Temporal started it and its record came late.
 _INSERT = """INSERT INTO executions
@@ -178,7 +180,7 @@ def _record_in(codec: Codec, row: _StoredRow) -> ExecutionRecord:
     }
     if record.status.is_terminal and not status.is_terminal:
         changes |= {"completed_at": None, "output": None, "error": None, "cancel": None}
-        changes["events"] = [event for event in record.events if event.type not in _END_EVENTS]
+        changes["events"] = [event for event in record.events if event.type not in END_EVENTS]
     return record.model_copy(update=changes)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 from engine.adapters.packing import instant_text
 from engine.adapters.sqlite.analytics import agent_aggregates, workflow_aggregates
 from engine.adapters.sqlite.execution_rows import (
+    END_EVENTS,
     execution_row,
     find_execution,
     insert_execution,
@@ -150,6 +151,8 @@ class SqliteExecutionStore:
                     "plan_hash": stored.plan_hash,
                     "step_ids": stored.step_ids,
                     "started_at": stored.started_at or record.started_at,
+                    "deadline_at": stored.deadline_at,
+                    "events": [*(event for event in stored.events if event.type not in END_EVENTS), *record.events],
                 }
             )
             replace_execution(connection, execution_row(self._codec, standing))
