@@ -554,16 +554,16 @@ def test_ctrl_c_in_a_run_ends_it_with_130(call, place):
 
 @needs_server
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_dev_stays_until_a_signal(place, number, code):
+def test_dev_stays_until_a_signal(call, number, code):
     with start("-m", "engine.cli", "dev", "-o", "jsonl") as started:
         address = json.loads(read_until(started.stdout, r"\{.*\}\n")[0])["address"]
-        checked, _ = process("-c", f"temporal_address={address}", "doctor", "-o", "json")
-        assert {c["check"]: c["status"] for c in json.loads(checked)["checks"]}["search attributes"] == "ok"
+        checked = json.loads(call("-c", f"temporal_address={address}", "doctor", "-o", "json").stdout)
+        assert {c["check"]: c["status"] for c in checked["checks"]}["search attributes"] == "ok"
         started.send_signal(number)
         _, stderr = started.communicate(timeout=SECONDS)
     assert started.returncode == code
     assert "Traceback" not in stderr
-    process("-c", f"temporal_address={address}", "doctor", code=4)
+    call("-c", f"temporal_address={address}", "doctor", code=4)
 
 
 @needs_server
@@ -572,17 +572,17 @@ def test_with_a_worker_elsewhere_run_returns_after_the_start(call, place):
     with start("-m", "engine.cli", "-c", "agent_modules=cli_agents", "dev", "-o", "jsonl") as started:
         address = json.loads(read_until(started.stdout, r"\{.*\}\n")[0])["address"]
         there = ("-c", f"temporal_address={address}")
-        answer = json.loads(process(*there, "run", "definition.yaml", "-i", "text=hello", "-o", "json")[0])
+        answer = json.loads(call(*there, "run", "definition.yaml", "-i", "text=hello", "-o", "json").stdout)
         assert "output" not in answer
-        shown, notes = process(*there, "execution", "watch", answer["execution_id"])
-        assert '"said": "hello !"' in shown
-        assert "execution.completed" in notes
+        watched = call(*there, "execution", "watch", answer["execution_id"])
+        assert '"said": "hello !"' in watched.stdout
+        assert "execution.completed" in watched.stderr
 
         (place / "slow.yaml").write_text("name: Slow\nsteps: [{id: only, agent_id: agent-slow}]\n", encoding="utf-8")
-        slow = json.loads(process(*there, "run", "slow.yaml", "-o", "json")[0])["execution_id"]
-        assert re.search(r"^status +(pending|running)$", process(*there, "execution", "status", slow)[0], re.MULTILINE)
-        assert process(*there, "execution", "cancel", slow, "--reason", "enough")[0] == "cancellation requested\n"
-        shown, _ = process(*there, "execution", "watch", slow, code=1)
+        slow = json.loads(call(*there, "run", "slow.yaml", "-o", "json").stdout)["execution_id"]
+        assert re.search(r"^status +(pending|running)$", call(*there, "execution", "status", slow).stdout, re.MULTILINE)
+        assert call(*there, "execution", "cancel", slow, "--reason", "enough").stdout == "cancellation requested\n"
+        shown = call(*there, "execution", "watch", slow, code=1).stdout
         assert re.search(r"^status +cancelled", shown, re.MULTILINE)
         assert re.search(r"^reason +enough$", shown, re.MULTILINE)
         started.send_signal(signal.SIGTERM)

@@ -1,0 +1,162 @@
+"""What the suites of this folder share: agents that wait for a word, and looks at a run from all its sides."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from google.protobuf.message import Message
+from temporalio.api.common.v1 import Payload
+from temporalio.client import WorkflowExecutionStatus
+
+from engine.adapters.temporal.payloads import unpacked_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+    from temporalio.api.history.v1 import HistoryEvent
+    from temporalio.client import Client
+
+    from engine import WorkflowEngine
+    from engine.bootstrap import Stores
+    from engine.domain.agent_call import AgentCall
+
+FAST_RETRIES: dict[str, Any] = {"max_retries": 3, "initial_interval": 0.05, "backoff_factor": 1, "max_interval": 0.05}
+PATIENCE_SECONDS = 30.0
+
+_TEMPORAL = {
+    WorkflowExecutionStatus.COMPLETED: "completed",
+    WorkflowExecutionStatus.FAILED: "failed",
+    WorkflowExecutionStatus.CANCELED: "cancelled",
+    WorkflowExecutionStatus.RUNNING: "running",
+}
+
+
+class Gate:
+    """An agent that answers only once it is opened, and says how often it was called and cancelled."""
+
+    def __init__(self, answer: object = None) -> None:
+        self.attempts: list[int] = []
+        self.cancelled = 0
+        self.is_open = False
+        self._answer = {} if answer is None else answer
+
+    async def __call__(self, _: object, call: AgentCall) -> object:
+        self.attempts.append(call.attempt)
+        try:
+            while not self.is_open:
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return self._answer
+
+
+async def until(holds: Callable[[], object | Awaitable[object]], what: str) -> None:
+    """Wait for a condition, patiently but not for ever."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        found = holds()
+        if asyncio.iscoroutine(found) or isinstance(found, asyncio.Future):
+            found = await found
+        if found:
+            return
+        assert time.monotonic() < deadline, f"not so after {PATIENCE_SECONDS:g} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+async def register(engine: WorkflowEngine, *agent_ids: str) -> None:
+    """Register agents whose calls a script answers."""
+    for agent_id in agent_ids:
+        await engine.register_agent(agent_id, config={"function": "scripts:answer"}, agent_id=agent_id)
+
+
+async def create(engine: WorkflowEngine, steps: Sequence[Mapping[str, Any]], name: str = "Flow", **fields: Any) -> str:
+    """Register the agents of ``steps`` and store the workflow."""
+    agents = {step["agent_id"] for step in steps} | {s["fallback"]["agent_id"] for s in steps if "fallback" in s}
+    await register(engine, *sorted(agents))
+    return await engine.create_workflow(name, steps, **fields)
+
+
+async def start(
+    engine: WorkflowEngine,
+    steps: Sequence[Mapping[str, Any]],
+    given: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> str:
+    """Store a workflow, start one execution of it and return its id."""
+    workflow_id = await create(engine, steps, **fields)
+    return (await engine.execute_workflow(workflow_id, given, options))["execution_id"]
+
+
+async def finish(engine: WorkflowEngine, execution_id: str) -> dict[str, Any]:
+    """Wait for the end and return the result."""
+    return cast("dict[str, Any]", await engine.get_execution_result(execution_id, wait=PATIENCE_SECONDS))
+
+
+async def ended(engine: WorkflowEngine, stores: Stores, client: Client, execution_id: str) -> dict[str, Any]:
+    """Wait for the end, require that Temporal, record, live state and result say the same, return the result."""
+    result = await finish(engine, execution_id)
+    described = await client.get_workflow_handle(execution_id).describe()
+    record = await stores.executions.get_execution(execution_id)
+    live = await stores.state.get_live_state(execution_id)
+    status = await engine.get_execution_status(execution_id)
+    assert described.status is not None
+    assert record is not None
+    assert live is not None
+    said = {
+        "temporal": _TEMPORAL[described.status],
+        "record": record.status.value,
+        "live state": live.execution.status.value,
+        "status": status["status"],
+        "result": result["status"],
+    }
+    assert len(set(said.values())) == 1, said
+    assert record.run_id == described.run_id
+    steps_said = {step_id: step["status"] for step_id, step in cast("dict[str, Any]", status["steps"]).items()}
+    for step_id, step in result["steps"].items():
+        assert steps_said[step_id] == step["status"]
+    return result
+
+
+async def events_of(client: Client, execution_id: str, run_id: str | None = None) -> list[HistoryEvent]:
+    """The whole event history of a run, the current one unless another is asked for."""
+    history = await client.get_workflow_handle(execution_id, run_id=run_id).fetch_history()
+    return list(history.events)
+
+
+async def runs_of(client: Client, execution_id: str) -> list[str]:
+    """Run ids of a chain of runs that continued as new, the last first."""
+    chain: list[str] = []
+    run_id = (await client.get_workflow_handle(execution_id).describe()).run_id
+    while run_id:
+        chain.append(run_id)
+        first = (await events_of(client, execution_id, run_id))[0]
+        run_id = first.workflow_execution_started_event_attributes.continued_execution_run_id
+    return chain
+
+
+def payloads_in(message: Message) -> Iterator[Payload]:
+    """Every payload inside a message of Temporal's."""
+    if isinstance(message, Payload):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.type != field.TYPE_MESSAGE:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].type == field.TYPE_MESSAGE:
+                for item in value.values():
+                    yield from payloads_in(item)
+        elif isinstance(value, Message):
+            yield from payloads_in(value)
+        else:
+            for item in value:
+                yield from payloads_in(item)
+
+
+def decoded_sizes(events: Sequence[HistoryEvent]) -> list[int]:
+    """The size of each payload in a history, as it is when decoded."""
+    return [unpacked_bytes(payload) for event in events for payload in payloads_in(event)]
