@@ -237,7 +237,7 @@ class _Attempt:
         await self._publish([record], [])
 
     async def _publish(self, records: list[StepRecord], events: list[Event]) -> None:
-        steps = [live_step(record, self.call.prior_attempts) for record in records]
+        steps = [live_step(record) for record in records]
         decided_events = [event for record in self.call.decided for event in record.events]
         try:
             await self.state.record_transition(self.call.execution_id, steps=steps, events=[*decided_events, *events])
@@ -284,6 +284,7 @@ class _Attempt:
             agent_id=self.call.agent.agent_id,
             agent_version=self.call.agent.version,
             attempts=self.number,
+            prior_attempts=self.call.prior_attempts,
             input=agent_input,
             output=output,
             error=error,

@@ -73,11 +73,9 @@ async def _run_in_turn(side: Side, shape: Shape, executions: int, number: Next) 
 
 async def _run_at_once(side: Side, shape: Shape, executions: int, number: Next) -> JsonObject:
     counted, cpu, began = side.counters(), _cpu_seconds(), time.perf_counter()
-    ends = await asyncio.gather(
-        *(_run_one(side, shape, number()) for _ in range(executions)), return_exceptions=True
-    )
+    ends = await asyncio.gather(*(_run_one(side, shape, number()) for _ in range(executions)), return_exceptions=True)
     seconds = time.perf_counter() - began
-    faults = [f"{type(end).__name__}: {end}" for end in ends if isinstance(end, BaseException)]
+    faults: list[JsonValue] = [f"{type(end).__name__}: {end}" for end in ends if isinstance(end, BaseException)]
     steps = executions * len(shape.steps)
     return {
         "seconds": seconds,

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from concurrent.futures import Future
 
 __all__ = ["LoopThread"]
 
@@ -57,9 +57,29 @@ class LoopThread(Generic[S]):
         return self._closing is None
 
     async def run(self, coroutine: Coroutine[object, object, T]) -> T:
-        """Run a coroutine there and return its result here; cancelling here cancels there."""
+        """Run a coroutine there and return its result here; a cancelled call returns once the coroutine has ended."""
         self._watch_this_loop()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+        ended: Future[asyncio.Task[T]] = Future()
+        begun: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            begun.append(self._loop.create_task(coroutine))
+            begun[0].add_done_callback(ended.set_result)
+
+        def cancel() -> None:
+            begun[0].cancel()
+
+        self._loop.call_soon_threadsafe(begin)
+        waiting = asyncio.wrap_future(ended)
+        try:
+            task = await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            self._loop.call_soon_threadsafe(cancel)
+            task = await waiting
+            if not task.cancelled():
+                task.exception()
+            raise
+        return task.result()
 
     async def aclose(self) -> None:
         """Close the content and end the thread. Idempotent."""

@@ -327,10 +327,10 @@ class AgentPerformance(TypedDict):
 
 
 class Component(TypedDict):
-    """One part of the system in a health report."""
+    """One part of the system in a health report; ``backend`` is null while it does not answer."""
 
     status: Literal["up", "degraded", "down", "no_worker"]
-    backend: str
+    backend: str | None
     latency_ms: float | None
     version: str | None
     detail: str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from temporalio import workflow
 from temporalio.exceptions import (
@@ -77,11 +77,9 @@ def classify(error: ActivityError, action: InvokeAgent) -> CallFailure:
         return _cancelled()
     match cause:
         case ActivityTimeoutError(type=TimeoutType.HEARTBEAT):
-            attempts = _attempts_of(cause.last_heartbeat_details, action)
-            return CallFailure("lost", FailureReason.TIMEOUT, "The worker that ran it was lost", attempts)
+            return _timed_out("lost", cause, "The worker that ran it was lost", action)
         case ActivityTimeoutError():
-            attempts = _attempts_of(cause.last_heartbeat_details, action)
-            return CallFailure("timeout", FailureReason.TIMEOUT, _timeout_message(cause, action), attempts)
+            return _timed_out("timeout", cause, _timeout_message(cause, action), action)
         case ApplicationError(type=reason) if reason == WORKER_SHUTDOWN:
             return CallFailure("lost", FailureReason.UNAVAILABLE, "The worker that ran it was stopped", 1)
         case ApplicationError():
@@ -114,12 +112,22 @@ def _timeout_message(cause: ActivityTimeoutError, action: InvokeAgent) -> str:
     return cause.message
 
 
-def _attempts_of(heartbeat_details: object, action: InvokeAgent) -> int:
-    match heartbeat_details:
-        case [{"attempt": int(attempt)}, *_]:  # pyright: ignore[reportUnknownVariableType] # heartbeat details are untyped
-            return attempt
+def _timed_out(
+    kind: Literal["timeout", "lost"], cause: ActivityTimeoutError, message: str, action: InvokeAgent
+) -> CallFailure:
+    """The attempt that ran out of time reports nothing itself: its heartbeats do, and the failure before it."""
+    before = cause.cause
+    failed = FailureDetails(attempt=0)
+    if isinstance(before, ApplicationError) and before.details:
+        failed = FailureDetails.model_validate(before.details[0])
+    match cause.last_heartbeat_details:
+        case [{"attempt": int(attempt)}, *_]:
+            attempts = max(attempt, failed.attempt)
+        case _ if failed.attempt:
+            attempts = failed.attempt if cause.type is TimeoutType.SCHEDULE_TO_CLOSE else failed.attempt + 1
         case _:
-            return 1 if action.step.total_timeout else action.maximum_attempts
+            attempts = 1 if action.step.total_timeout else action.maximum_attempts
+    return CallFailure(kind, FailureReason.TIMEOUT, message, attempts, usage=failed.usage)
 
 
 def _cancelled() -> CallFailure:

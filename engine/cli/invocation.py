@@ -160,8 +160,6 @@ class Invocation:
         from engine.facade import WorkflowEngine
         from engine.observability import open_logging
 
-        # A failed attempt is part of the answer; the SDK's own lines would say it again with a traceback.
-        logging.getLogger("temporalio").setLevel(logging.CRITICAL)
         settings = self.settings()
         config = self.config_values() | dict(overrides or {})
 
@@ -175,9 +173,14 @@ class Invocation:
 
         level = settings.log_level if "log_level" in settings.model_fields_set else log_level
         log = open_logging(level, settings.log_format)
+        # A failed attempt is part of the answer; the SDK's own lines would say it again with a traceback.
+        sdk_logger = logging.getLogger("temporalio")
+        before = sdk_logger.level
+        sdk_logger.setLevel(logging.CRITICAL)
         try:
             return asyncio.run(session())
         finally:
+            sdk_logger.setLevel(before)
             log.close()
 
 

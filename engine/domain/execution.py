@@ -138,7 +138,8 @@ class Event(_Record):
     """One line of an execution's progress."""
 
     id: str
-    """Sortable: the instant in milliseconds first, then the address and the type, so that a repeat has the same id."""
+    """Sortable: the instant in milliseconds, what comes first within one, then the address and the type, so that a
+    repeat has the same id."""
     type: str
     at: datetime
     step_id: str | None = None
@@ -150,7 +151,19 @@ class Event(_Record):
     ) -> Self:
         """Make an event whose id follows from its content; ``address`` tells apart what happens at one instant."""
         millis = int(at.timestamp() * 1000)
-        return cls(id=f"{millis:013d}-{address}-{event_type}", type=event_type, at=at, step_id=step_id, data=data)
+        event_id = f"{millis:013d}-{_rank(event_type)}-{address}-{event_type}"
+        return cls(id=event_id, type=event_type, at=at, step_id=step_id, data=data)
+
+
+def _rank(event_type: str) -> int:
+    """Of events in one millisecond a start comes first, and nothing comes behind the execution's end."""
+    match event_type:
+        case "execution.started":
+            return 0
+        case "execution.completed" | "execution.failed" | "execution.cancelled":
+            return 9
+        case _:
+            return 1 if event_type.endswith(".started") else 2
 
 
 class ExecutionWarning(_Record):
@@ -194,6 +207,8 @@ class StepRecord(_Record):
     agent_version: int | None = None
     attempts: int = 0
     """Attempts of this logical call so far."""
+    prior_attempts: int = 0
+    """Attempts of the step's earlier logical calls."""
     input: Value | None = None
     """Kept only when the execution asked for a trace."""
     output: Value | None = None

@@ -30,14 +30,14 @@ def live_execution(record: ExecutionRecord) -> LiveExecution:
     )
 
 
-def live_step(record: StepRecord, prior_attempts: int = 0) -> LiveStep:
-    """The entry for a step's record; ``prior_attempts`` were made by the step's earlier logical calls."""
+def live_step(record: StepRecord) -> LiveStep:
+    """The entry for a step's record, with the attempts of all its calls."""
     return LiveStep(
         step_id=record.step_id,
         token=record.token,
         status=record.status,
         agent_id=record.agent_id,
-        attempts=prior_attempts + record.attempts,
+        attempts=record.prior_attempts + record.attempts,
         started_at=record.started_at,
         completed_at=record.completed_at,
         error=record.error,

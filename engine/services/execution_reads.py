@@ -273,18 +273,22 @@ class ExecutionReads:
 
 
 def standing_steps(records: list[StepRecord]) -> dict[str, StepRecord]:
-    """For each step the record with the greatest token, with the attempts of all the step's calls."""
+    """For each step the record with the greatest token, with the attempts and the start of all its calls."""
     standing: dict[str, StepRecord] = {}
-    attempts: dict[str, int] = {}
     started: dict[str, datetime | None] = {}
     for record in records:
-        attempts[record.step_id] = attempts.get(record.step_id, 0) + record.attempts
         started.setdefault(record.step_id, record.started_at)
         current = standing.get(record.step_id)
         if current is None or record.token >= current.token:
             standing[record.step_id] = record
     return {
-        step_id: record.model_copy(update={"attempts": attempts[step_id], "started_at": started[step_id]})
+        step_id: record.model_copy(
+            update={
+                "attempts": record.prior_attempts + record.attempts,
+                "prior_attempts": 0,
+                "started_at": started[step_id],
+            }
+        )
         for step_id, record in standing.items()
     }
 

@@ -67,7 +67,7 @@ async def test_closing_ends_the_threads_and_is_idempotent(tmp_path: Path) -> Non
     assert set(own_threads()) > before
     await asyncio.gather(database.aclose(), database.aclose())
     await database.aclose()
-    assert set(own_threads()) == before
+    assert set(own_threads()) <= before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["baton.db"]
     with pytest.raises(StoreError, match=r"closed by this process; make a new engine"):
         await store.get_execution("flow-1")
@@ -91,7 +91,7 @@ async def test_a_forgotten_database_ends_its_threads(tmp_path: Path) -> None:
     await forget()
     gc.collect()
     async with asyncio.timeout(10):
-        while set(own_threads()) != before:
+        while set(own_threads()) - before:
             await asyncio.sleep(0.01)
 
 
@@ -313,7 +313,9 @@ async def test_the_stored_format_is_the_one_of_the_first_release(
     assert await executions.list_steps("flow-1") == [golden]
     await executions.record_steps([golden], NOW)
     [stored] = await database.read(lambda plain: plain.execute("SELECT body FROM steps").fetchall())
-    assert Codec().decode(stored[0]) == Codec().decode(body)
+    then, now = Codec().decode(body), Codec().decode(stored[0])
+    # Fields may be added; those of the first release keep their names and forms.
+    assert {key: now[key] for key in then} == then
 
 
 GOLDEN_STEP = (

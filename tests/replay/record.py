@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
+from wire_schema import write_pinned
 
 from engine import AgentFailure, FailureReason, WorkflowEngine
 from engine.adapters.codec import decompress_zstd
@@ -38,8 +39,6 @@ CONTINUE_AFTER_EVENTS = 60
 _QUEUE = "replay"
 _IDENTITY = "recorder"
 _QUICK = {"max_retries": 2, "initial_interval": 0.05}
-
-Scenario = "Callable[[Stage], Awaitable[None]]"
 
 
 class Stage:
@@ -332,7 +331,7 @@ async def server(folder: Path) -> AsyncGenerator[tuple[str, Client]]:
 
 
 async def main() -> None:
-    """Run all scenarios, then write their histories."""
+    """Run all scenarios, then write their histories and pin the wire's schema."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with server(folder) as (address, client), AsyncExitStack() as closing:
@@ -341,6 +340,7 @@ async def main() -> None:
                 async with asyncio.timeout(60):
                     await scenario(stage)
             await write(stage)
+    write_pinned()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Payload
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from temporalio.api.history.v1 import HistoryEvent
-    from temporalio.client import Client
+    from temporalio.client import Client, WorkflowExecutionDescription
 
     from engine import WorkflowEngine
     from engine.bootstrap import Stores
     from engine.domain.agent_call import AgentCall
+
+EngineFactory: TypeAlias = "Callable[..., WorkflowEngine]"
+"""``engine_factory(scripts, **config)``: an engine of the test, with an embedded worker."""
 
 FAST_RETRIES: dict[str, Any] = {"max_retries": 3, "initial_interval": 0.05, "backoff_factor": 1, "max_interval": 0.05}
 PATIENCE_SECONDS = 30.0
@@ -98,8 +101,8 @@ async def finish(engine: WorkflowEngine, execution_id: str) -> dict[str, Any]:
 
 async def ended(engine: WorkflowEngine, stores: Stores, client: Client, execution_id: str) -> dict[str, Any]:
     """Wait for the end, require that Temporal, record, live state and result say the same, return the result."""
+    described = await closed(client, execution_id)
     result = await finish(engine, execution_id)
-    described = await client.get_workflow_handle(execution_id).describe()
     record = await stores.executions.get_execution(execution_id)
     live = await stores.state.get_live_state(execution_id)
     status = await engine.get_execution_status(execution_id)
@@ -119,6 +122,18 @@ async def ended(engine: WorkflowEngine, stores: Stores, client: Client, executio
     for step_id, step in result["steps"].items():
         assert steps_said[step_id] == step["status"]
     return result
+
+
+async def closed(client: Client, execution_id: str) -> WorkflowExecutionDescription:
+    """Wait until Temporal has closed the execution's current run."""
+    described: list[WorkflowExecutionDescription] = []
+
+    async def is_closed() -> bool:
+        described[:] = [await client.get_workflow_handle(execution_id).describe()]
+        return described[0].status is not WorkflowExecutionStatus.RUNNING
+
+    await until(is_closed, "Temporal has closed the run")
+    return described[0]
 
 
 async def events_of(client: Client, execution_id: str, run_id: str | None = None) -> list[HistoryEvent]:

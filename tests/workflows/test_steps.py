@@ -6,15 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from runs import FAST_RETRIES, Gate, ended, events_of, finish, start, until
 from temporalio.api.enums.v1 import EventType, TimeoutType
 
 from engine.domain.agent_call import AgentFailure, FailureReason
-from runs import FAST_RETRIES, Gate, ended, events_of, finish, start, until
 
 if TYPE_CHECKING:
+    from runs import EngineFactory
     from temporalio.client import Client
 
-    from conftest import EngineFactory
     from engine.bootstrap import Stores
     from engine.domain.agent_call import AgentCall
 
@@ -241,35 +241,31 @@ async def test_timeout_as_a_non_retryable_reason_ends_the_step_at_the_first(engi
     gate = Gate()
     engine = engine_factory({"agent-a": gate})
     policy = {**FAST_RETRIES, "non_retryable": ["timeout"]}
-    execution_id = await start(
-        engine, [{"id": "a", "agent_id": "agent-a", "timeout": 0.4, "retry_policy": policy}]
-    )
+    execution_id = await start(engine, [{"id": "a", "agent_id": "agent-a", "timeout": 0.4, "retry_policy": policy}])
     result = await finish(engine, execution_id)
     assert gate.attempts == [1]
     assert (result["steps"]["a"]["reason"], result["steps"]["a"]["attempts"]) == ("timeout", 1)
 
 
 async def test_total_timeout_ends_all_attempts(engine_factory: EngineFactory, stores: Stores, client: Client):
-    def broken(_: object) -> object:
+    calls: list[int] = []
+
+    def broken(_: object, call: AgentCall) -> object:
+        calls.append(call.attempt)
         raise AgentFailure(FailureReason.UNAVAILABLE, "down")
 
     engine = engine_factory({"agent-a": broken})
+    policy = {**FAST_RETRIES, "max_retries": 1000}
     execution_id = await start(
-        engine,
-        [
-            {
-                "id": "a",
-                "agent_id": "agent-a",
-                "total_timeout": 0.6,
-                "retry_policy": {**FAST_RETRIES, "max_retries": 1000},
-            }
-        ],
+        engine, [{"id": "a", "agent_id": "agent-a", "total_timeout": 2.5, "retry_policy": policy}]
     )
     result = await ended(engine, stores, client, execution_id)
-    assert result["steps"]["a"]["status"] == "failed"
-    assert result["steps"]["a"]["attempts"] > 1
+    step = result["steps"]["a"]
+    assert step["status"] == "failed"
+    assert step["reason"] == "timeout"
+    assert step["attempts"] == len(calls) > 1
     (scheduled,) = _scheduled(await events_of(client, execution_id))
-    assert scheduled.schedule_to_close_timeout.ToMilliseconds() == 600
+    assert scheduled.schedule_to_close_timeout.ToMilliseconds() == 2500
 
 
 async def test_total_timeout_of_a_hanging_agent_has_the_reason_timeout(engine_factory: EngineFactory, client: Client):

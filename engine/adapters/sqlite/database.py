@@ -111,15 +111,23 @@ class SqliteDatabase:
 
     async def aclose(self) -> None:
         """Finish what is queued, close the connections and end the threads. Closing again does nothing."""
-        loop = asyncio.get_running_loop()
         with self._lock:
             self._closed = True
             threads, self._threads = self._threads, []
-            ends = [_Job(None, loop, loop.create_future()) for _ in threads]
-            for end, inbox in zip(ends, (self._writes, *[self._reads] * _READERS), strict=False):
-                inbox.put(end)
-        for end in ends:
-            await end.future
+        if not threads:
+            return
+        loop = asyncio.get_running_loop()
+        *readers, writer = (_Job(None, loop, loop.create_future()) for _ in threads)
+        for end in readers:
+            self._reads.put(end)
+        try:
+            for end in readers:
+                await end.future
+        finally:
+            # The writer's connection goes last: SQLite folds its log into the file when the last one closes, and
+            # none does when all close at once.
+            self._writes.put(writer)
+        await writer.future
         for thread in threads:
             # Each has said that it is at its end, so this waits for nothing.
             thread.join()

@@ -10,6 +10,7 @@ from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverse
 from temporalio.client import WorkflowExecutionStatus
 
 from engine.domain.execution import Cancellation, ErrorPayload, Value
+from engine.domain.messages import ACTIVITY_REQUEST_CANCEL, CANCEL_SIGNAL
 from engine.errors import ErrorCode
 from engine.ports.execution_runtime import RunDescription, RunStatus
 
@@ -29,6 +30,7 @@ _STATUSES: Final[dict[WorkflowExecutionStatus, RunStatus]] = {
     WorkflowExecutionStatus.TIMED_OUT: "timed_out",
 }
 _LAST_EVENTS: Final = 20
+_MAX_PAGES: Final = 100
 _CODES: Final = frozenset(code.value for code in ErrorCode)
 
 
@@ -86,20 +88,51 @@ async def _with_close(client: Client, described: WorkflowExecutionDescription, b
 
 
 async def find_cancel_request(client: Client, execution_id: str) -> Cancellation | None:
-    """The cancellation request among the current run's last events."""
-    for event in await _last_events(client, execution_id, ""):
-        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
-            request = event.workflow_execution_cancel_requested_event_attributes
-            at = event.event_time.ToDatetime(tzinfo=UTC)
-            return Cancellation(reason=request.cause or None, by=request.identity or None, at=at)
-    return None
+    """Who asked first for the current run's cancellation, from the end of its history.
+
+    Behind a request that Baton itself made on a signal stands whoever sent the signal.
+    """
+    request: Cancellation | None = None
+    was_signalled = False
+    token = b""
+    for _ in range(_MAX_PAGES):
+        events, token = await _events_backwards(client, execution_id, "", token)
+        for event in events:
+            match event.event_type:
+                case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
+                    asked = event.workflow_execution_cancel_requested_event_attributes
+                    request = _cancellation(event, asked.cause, asked.identity)
+                case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+                    name = event.activity_task_scheduled_event_attributes.activity_type.name
+                    was_signalled = was_signalled or name == ACTIVITY_REQUEST_CANCEL
+                case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED if was_signalled:
+                    signal = event.workflow_execution_signaled_event_attributes
+                    if signal.signal_name == CANCEL_SIGNAL:
+                        return _cancellation(event, request.reason if request else None, signal.identity)
+                case _:
+                    pass
+        if not token or not was_signalled:
+            break
+    return request
+
+
+def _cancellation(event: HistoryEvent, reason: str | None, identity: str) -> Cancellation:
+    return Cancellation(reason=reason or None, by=identity or None, at=event.event_time.ToDatetime(tzinfo=UTC))
 
 
 async def _last_events(client: Client, execution_id: str, run_id: str) -> list[HistoryEvent]:
+    return (await _events_backwards(client, execution_id, run_id, b""))[0]
+
+
+async def _events_backwards(
+    client: Client, execution_id: str, run_id: str, token: bytes
+) -> tuple[list[HistoryEvent], bytes]:
     from engine.adapters.temporal.connection import RPC_TIMEOUT
 
-    request = GetWorkflowExecutionHistoryReverseRequest(namespace=client.namespace, maximum_page_size=_LAST_EVENTS)
+    request = GetWorkflowExecutionHistoryReverseRequest(
+        namespace=client.namespace, maximum_page_size=_LAST_EVENTS, next_page_token=token
+    )
     request.execution.workflow_id = execution_id
     request.execution.run_id = run_id
     answer = await client.workflow_service.get_workflow_execution_history_reverse(request, timeout=RPC_TIMEOUT)
-    return list(answer.history.events)
+    return list(answer.history.events), answer.next_page_token

@@ -1,0 +1,92 @@
+"""What Baton is built on is declared, locked by hash, and locked without a word about where it came from."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+
+import pytest
+from source_tree import CHECKOUT, PACKAGES, imports, sources
+
+CARD = ("temporalio", "pydantic", "msgpack", "zstandard", "motor", "redis", "neo4j", "pinecone")
+DISTRIBUTIONS = {"yaml": "pyyaml", "ulid": "python-ulid", "opentelemetry": "opentelemetry-sdk", "google": "protobuf"}
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirement_name(requirement: str) -> str:
+    matched = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert matched is not None
+    return normal(matched[0])
+
+
+def declared(group: str | None = None) -> dict[str, str]:
+    """Return what pyproject asks for: name to the whole requirement."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    listed = project["dependency-groups"][group] if group else project["project"]["dependencies"]
+    return {requirement_name(requirement): requirement for requirement in listed}
+
+
+def locked(lock: str) -> dict[str, tuple[int, ...]]:
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==([0-9][^\s;\\]*)", (CHECKOUT / lock).read_text(), re.MULTILINE)
+    return {normal(name): release(version) for name, version in pins}
+
+
+def release(version: str) -> tuple[int, ...]:
+    matched = re.match(r"\d+(\.\d+)*", version)
+    assert matched is not None
+    return tuple(int(part) for part in matched[0].split("."))
+
+
+def satisfies(version: tuple[int, ...], requirement: str) -> bool:
+    """Check ``>=`` and ``<``, all that pyproject uses."""
+    bounds = re.findall(r"(>=|<)\s*([0-9.]+)", requirement)
+    assert len(bounds) == requirement.count(",") + 1
+    return all((version >= release(bound)) is (sign == ">=") for sign, bound in bounds)
+
+
+@pytest.mark.parametrize("module", CARD)
+def test_the_card_is_declared(module: str):
+    assert module in declared()
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_satisfies_what_is_declared(lock: str):
+    pins = locked(lock)
+    asked = declared() | (declared("dev") if "dev" in lock else {})
+    missing = [name for name, wanted in asked.items() if name not in pins or not satisfies(pins[name], wanted)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_names_no_host_and_hashes_all(lock: str):
+    text = (CHECKOUT / lock).read_text()
+    assert "http" not in text
+    assert "--index" not in text.replace("--no-emit-index-url", "")
+    requirements = re.split(r"\n(?=[A-Za-z0-9])", text.partition("\n\n")[2] or text)
+    unhashed = [entry.split()[0] for entry in requirements if "==" in entry and "--hash=sha256:" not in entry]
+    assert unhashed == []
+
+
+def test_the_dev_lock_pins_the_same_versions():
+    assert locked("requirements.lock").items() <= locked("requirements-dev.lock").items()
+
+
+def test_whatever_is_imported_is_declared():
+    """Nothing is used that only happens to be installed; protobuf comes with temporalio and is its public face."""
+    known = {*declared(), "protobuf"}
+    undeclared = sorted(
+        {
+            f"{source.path} imports {name}"
+            for source in sources()
+            for name, _ in imports(source)
+            if (top := name.partition(".")[0]) not in (*PACKAGES, "__future__")
+            and top not in sys.stdlib_module_names
+            and normal(DISTRIBUTIONS.get(top, top)) not in known
+        }
+    )
+    assert undeclared == []
