@@ -11,7 +11,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from engine.cli.invocation import Invocation, end_process, error_lines, exit_code_of
+from engine.cli.invocation import Invocation, end_process, error_lines, exit_code_of, import_from_working_folder
 from engine.cli.serving import describe, serve_worker
 from engine.errors import EngineError
 
@@ -50,4 +50,5 @@ def _announce(session: WorkerSession) -> None:
 
 
 if __name__ == "__main__":
+    import_from_working_folder()
     end_process(main())

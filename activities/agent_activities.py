@@ -145,7 +145,7 @@ class _Attempt:
             agent_input=Value.of(agent_input) if self.call.trace else None,
             completed_at=datetime.now(UTC),
         )
-        return await self._record_outcome(record)
+        return await self._record_outcome(record, session)
 
     async def _input(self) -> JsonValue:
         try:
@@ -197,7 +197,7 @@ class _Attempt:
             _logger.warning("The start of %s was not recorded: %s", self.address, error)
         await self._publish([*self.call.decided, running], self.events)
 
-    async def _record_outcome(self, record: StepRecord) -> StepOutcome:
+    async def _record_outcome(self, record: StepRecord, session: CallSession) -> StepOutcome:
         records = [*self.call.decided, record]
         try:
             stored = (
@@ -213,7 +213,7 @@ class _Attempt:
             if stored.status is StepStatus.COMPLETED and stored.output is not None:
                 return self._outcome(stored)
             raise ApplicationError("A later attempt has taken over", type="superseded")
-        await self._publish(records, record.events)
+        await self._publish(records, [*session.take_lines(), *record.events])
         return self._outcome(record)
 
     async def _record_failure(self, failure: AgentFailure) -> None:

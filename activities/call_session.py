@@ -153,11 +153,16 @@ class CallSession:
             details["progress"] = self._progress
         return details
 
-    async def _publish(self) -> None:
-        if not self._lines:
-            return
+    def take_lines(self) -> list[Event]:
+        """Hand over the lines that are not yet published."""
         lines = list(self._lines)
         self._lines.clear()
+        return lines
+
+    async def _publish(self) -> None:
+        lines = self.take_lines()
+        if not lines:
+            return
         try:
             await self._state.record_transition(self._facts.execution_id, events=lines)
         except StoreError as error:

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, NoReturn, TypeVar, cast
 
 import click
@@ -55,6 +56,13 @@ def exit_code_of(error: EngineError) -> ExitCode:
             return ExitCode.EXECUTION_FAILED
         case _:
             return ExitCode.INVALID_INPUT
+
+
+def import_from_working_folder() -> None:
+    """Let agents' modules of the current folder be imported, behind everything else: they can't hide Baton's own."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def end_process(code: int) -> NoReturn:

@@ -48,7 +48,7 @@ def imports(source: Source, *, top_level_only: bool = False) -> Iterator[tuple[s
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module, node.lineno
 
 

@@ -27,6 +27,7 @@ ADAPTERS_OF = {
     "rich": "engine/cli",
     "yaml": "engine/cli",
 }
+LINT = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 ALSO_ON_TEMPORAL = ("workflows/", "activities/")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from google.protobuf.message import Message
@@ -13,7 +14,7 @@ from temporalio.client import WorkflowExecutionStatus
 from engine.adapters.temporal.payloads import unpacked_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from temporalio.api.history.v1 import HistoryEvent
     from temporalio.client import Client, WorkflowExecutionDescription
@@ -39,11 +40,11 @@ _TEMPORAL = {
 class Gate:
     """An agent that answers only once it is opened, and says how often it was called and cancelled."""
 
-    def __init__(self, answer: object = None) -> None:
+    def __init__(self, answer: dict[str, Any] | None = None) -> None:
         self.attempts: list[int] = []
         self.cancelled = 0
         self.is_open = False
-        self._answer = {} if answer is None else answer
+        self._answer: dict[str, Any] = answer or {}
 
     async def __call__(self, _: object, call: AgentCall) -> object:
         self.attempts.append(call.attempt)
@@ -56,14 +57,17 @@ class Gate:
         return self._answer
 
 
+def echo(given: object) -> object:
+    """An agent that answers what it was asked."""
+    return given
+
+
 async def until(holds: Callable[[], object | Awaitable[object]], what: str) -> None:
     """Wait for a condition, patiently but not for ever."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         found = holds()
-        if asyncio.iscoroutine(found) or isinstance(found, asyncio.Future):
-            found = await found
-        if found:
+        if await found if isinstance(found, Awaitable) else found:
             return
         assert time.monotonic() < deadline, f"not so after {PATIENCE_SECONDS:g} s: {what}"
         await asyncio.sleep(0.02)
@@ -161,14 +165,12 @@ def payloads_in(message: Message) -> Iterator[Payload]:
     for field, value in message.ListFields():
         if field.type != field.TYPE_MESSAGE:
             continue
-        if field.message_type.GetOptions().map_entry:
-            if field.message_type.fields_by_name["value"].type == field.TYPE_MESSAGE:
-                for item in value.values():
-                    yield from payloads_in(item)
-        elif isinstance(value, Message):
-            yield from payloads_in(value)
+        if isinstance(value, Message):
+            inside = [value]
         else:
-            for item in value:
+            inside = value.values() if hasattr(value, "values") else value
+        for item in inside:
+            if isinstance(item, Message):
                 yield from payloads_in(item)
 
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runs import FAST_RETRIES, Gate, ended, events_of, finish, start, until
+from runs import FAST_RETRIES, Gate, echo, ended, events_of, finish, start, until
 from temporalio.api.enums.v1 import EventType, TimeoutType
 
 from engine.domain.agent_call import AgentFailure, FailureReason
@@ -31,7 +31,7 @@ async def test_steps_that_need_the_same_step_run_beside_each_other(
             "agent-first": {"text": "go"},
             "agent-left": left,
             "agent-right": right,
-            "agent-last": lambda given: given,
+            "agent-last": echo,
         }
     )
     if how == "depends_on":
@@ -63,7 +63,7 @@ async def test_steps_that_need_the_same_step_run_beside_each_other(
 
 
 async def test_a_step_without_a_mapping_gets_the_input_and_what_it_depends_on_alone(engine_factory: EngineFactory):
-    engine = engine_factory({"agent-a": {"a": 1}, "agent-echo": lambda given: given})
+    engine = engine_factory({"agent-a": {"a": 1}, "agent-echo": echo})
     execution_id = await start(
         engine,
         [
@@ -299,7 +299,7 @@ async def test_the_fallback_takes_over_when_the_agent_has_failed_for_good(
         keys.add(call.idempotency_key)
         return {"text": f"rescued {given['topic']}"}
 
-    engine = engine_factory({"agent-a": broken, "agent-b": rescue, "agent-c": lambda given: given})
+    engine = engine_factory({"agent-a": broken, "agent-b": rescue, "agent-c": echo})
     execution_id = await start(
         engine,
         [
