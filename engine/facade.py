@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from engine import answers, request_context
 from engine.bootstrap import EngineSession
+from engine.domain.json import json_fault
 from engine.domain.metrics import format_instant
 from engine.errors import EngineError, InvalidInputError
 from engine.loop_thread import LoopThread
@@ -43,13 +45,27 @@ def _on_own_loop(
 
     @functools.wraps(method)
     async def called(self: WorkflowEngine, *args: P.args, **kwargs: P.kwargs) -> T:
-        token = request_context.request_id.set(f"req-{secrets.token_hex(6)}")
-        try:
+        with _request(_new_request_id()):
             return await self._thread().run(method(self, *args, **kwargs))  # pyright: ignore[reportPrivateUsage] # a part of the class
-        finally:
-            request_context.request_id.reset(token)
 
     return called
+
+
+@contextmanager
+def _request(request_id: str) -> Generator[None]:
+    token = request_context.request_id.set(request_id)
+    try:
+        yield
+    except EngineError as error:
+        # One that a store's thread has raised does not know for whom.
+        error.request_id = error.request_id or request_id
+        raise
+    finally:
+        request_context.request_id.reset(token)
+
+
+def _new_request_id() -> str:
+    return f"req-{secrets.token_hex(6)}"
 
 
 class WorkflowEngine:
@@ -122,7 +138,7 @@ class WorkflowEngine:
         session = self._session()
         given = {"description": description, "tags": tags, "metadata": metadata, **fields}
         document = {"name": name, "steps": steps, **{key: v for key, v in given.items() if v is not None}}
-        stored = await session.definitions.create_definition(plain(document), workflow_id)
+        stored = await session.definitions.create_definition(plain(document), optional_text(workflow_id, "workflow_id"))
         return stored.definition_id
 
     @_on_own_loop
@@ -240,10 +256,10 @@ class WorkflowEngine:
         """Return a page of executions, latest first; the times bound their creation."""
         session = self._session()
         items, live, following = await session.executions.list_executions(
-            definition_id=None if workflow_id is None else text(workflow_id, "workflow_id"),
+            definition_id=optional_text(workflow_id, "workflow_id"),
             status=status,
-            start_time=start_time,
-            end_time=end_time,
+            start_time=start_time.isoformat() if isinstance(start_time, datetime) else start_time,
+            end_time=end_time.isoformat() if isinstance(end_time, datetime) else end_time,
             tags=plain(tags),
             limit=limit,
             cursor=cursor,
@@ -255,15 +271,22 @@ class WorkflowEngine:
     async def cancel_execution(self, execution_id: str, reason: str | None = None) -> bool:
         """Ask for cancellation; True when it was asked for, False when the execution is over."""
         session = self._session()
-        why = None if reason is None else text(reason, "reason")
+        why = optional_text(reason, "reason")
         return await session.executions.cancel_execution(text(execution_id, "execution_id"), why)
 
     async def watch_execution(self, execution_id: str, from_event: str | None = None) -> AsyncIterator[types.Event]:
         """Yield an execution's events until it is over, from the one behind ``from_event`` (an event's id)."""
-        thread = self._thread()
-        events = thread.content.reads.watch(text(execution_id, "execution_id"), from_event)
+        request_id = _new_request_id()
+        with _request(request_id):
+            thread = self._thread()
+            after = optional_text(from_event, "from_event")
+            events = thread.content.reads.watch(text(execution_id, "execution_id"), after)
         try:
-            while (event := await thread.run(anext(events, None))) is not None:
+            while True:
+                with _request(request_id):
+                    event = await thread.run(anext(events, None))
+                if event is None:
+                    return
                 yield answers.event(event)
         finally:
             if thread.is_open:
@@ -289,7 +312,7 @@ class WorkflowEngine:
             cast("list[str] | None", plain(capabilities)),
             cast("list[str] | None", plain(tools)),
             cast("JsonObject | None", plain(config)),
-            agent_id,
+            optional_text(agent_id, "agent_id"),
         )
         return agent.agent_id
 
@@ -356,7 +379,11 @@ class WorkflowEngine:
         """Return a page of handoffs, oldest first."""
         session = self._session()
         items, following = await session.handoffs.list_handoffs(
-            source_agent_id, target_agent_id, workflow_id, limit, cursor
+            optional_text(source_agent_id, "source_agent_id"),
+            optional_text(target_agent_id, "target_agent_id"),
+            optional_text(workflow_id, "workflow_id"),
+            limit,
+            cursor,
         )
         return {"items": [answers.handoff(item) for item in items], "next_cursor": following}
 
@@ -450,9 +477,16 @@ def text(value: object, path: str) -> str:
     Raises:
         InvalidInputError: it is something else.
     """
-    if isinstance(value, str) and value:
-        return value
-    raise InvalidInputError(f"{path} must be a text that is not empty", {"path": path})
+    if not isinstance(value, str) or not value:
+        raise InvalidInputError(f"{path} must be a text that is not empty", {"path": path})
+    if (fault := json_fault(value, path)) is not None:
+        raise InvalidInputError(f"{fault}; repair the text", {"path": path})
+    return value
+
+
+def optional_text(value: object, path: str) -> str | None:
+    """Require a text that is not empty, or None."""
+    return None if value is None else text(value, path)
 
 
 def seconds(value: object, path: str) -> timedelta:

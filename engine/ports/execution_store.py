@@ -111,9 +111,9 @@ class ExecutionStore(Protocol):
 
         ``record`` is whole (used to insert when none is stored) and terminal. A stored record keeps its input,
         input_hash, options, created_at, deadline_at, plan_hash, step_ids and its events (to which the record's are
-        added, in place of those of an earlier end), and ``started_at`` if set. It is replaced when it is
-        open, when its ``run_started_at`` is smaller, or when that is equal and its ``history_length`` is not
-        greater; else it stands. Steps obey the fence of ``record_steps``.
+        added, in place of those of an earlier end), and ``started_at`` if set. It stands when a later
+        run owns it (a greater ``run_started_at``), or when this run ended it with a greater ``history_length``;
+        else it is replaced. Steps obey the fence of ``record_steps``.
         """
         ...
 

@@ -25,6 +25,7 @@ from engine.errors import (
 )
 from engine.ports.execution_runtime import StartedRun, StartRequest
 from engine.ports.execution_store import ExecutionFilter
+from engine.services.definitions import MAX_VERSION
 from engine.services.paging import next_cursor, parse_cursor, parse_labels, parse_limit
 from engine.services.plans import new_record
 
@@ -205,7 +206,9 @@ def parse_options(raw: Mapping[str, object] | None) -> StartOptions:
     if given.get("budget") is not None:
         raise _bad_option("budget", "is not built yet: unsupported")
     version = given.get("version")
-    if version is not None and (not isinstance(version, int) or isinstance(version, bool) or version < 1):
+    if version is not None and (
+        not isinstance(version, int) or isinstance(version, bool) or not 1 <= version < MAX_VERSION
+    ):
         raise _bad_option("version", "must be the number of a version, 1 or more")
     trace = given.get("trace") if given.get("trace") is not None else False
     if not isinstance(trace, bool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
+from engine.domain.json import json_fault
 from engine.domain.page import MAX_LIMIT, Page, Position, decode_cursor, encode_cursor
 from engine.errors import InvalidInputError
 
@@ -64,4 +65,6 @@ def parse_labels(labels: object, path: str) -> list[str]:
     texts = {item for item in items if isinstance(item, str)}
     if any(not isinstance(item, str) for item in items):
         raise InvalidInputError(f'{path} must be a list of texts, such as ["feature"]', {"path": path})
+    if (fault := json_fault([*items], path)) is not None:
+        raise InvalidInputError(f"{fault}; repair the text", {"path": path})
     return sorted(texts)

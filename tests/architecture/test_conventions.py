@@ -46,7 +46,6 @@ NOT_DETERMINISTIC = (
     "open",
     "print",
     "input",
-    "id",
     "hash",
 )
 NOT_DETERMINISTIC_MODULES = (
