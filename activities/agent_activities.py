@@ -19,7 +19,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.call_session import CallFacts, CallSession
 from activities.failures import application_error, engine_application_error, is_final
-from activities.operand_values import output_mapped, resolved_input
+from activities.operand_values import fetch_operands, output_mapped, resolved_input
 from engine import request_context
 from engine.domain.agent_call import AgentFailure, AgentInvocation, AgentReply, FailureReason
 from engine.domain.execution import (
@@ -39,6 +39,7 @@ from engine.domain.operands import declare, missing_path
 from engine.errors import ErrorCode, LimitExceededError, StoreError
 
 if TYPE_CHECKING:
+    from engine.domain.expressions import Missing
     from engine.domain.json import JsonValue
     from engine.ports.agent_invoker import AgentInvoker
     from engine.ports.artifact_store import ArtifactStore
@@ -50,6 +51,7 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 WRITE_PATIENCE: Final = timedelta(seconds=30)
+_END_MARGIN: Final = timedelta(seconds=0.5)
 _FIRST_WRITE_PAUSE: Final = 0.1
 _LONGEST_WRITE_PAUSE: Final = 3.0
 
@@ -99,12 +101,13 @@ class _Attempt:
         self.run_id = info.workflow_run_id or ""
         self.started_at = info.started_time
         self.token = micros(info.started_time)
-        limit = info.start_to_close_timeout or timedelta(minutes=5)
-        self.deadline = info.started_time + limit
+        self.deadline = _deadline(info)
         self.address = call_address(call.step_id, call.item, call.n)
         self.usage = Usage()
         self.events: list[Event] = []
         self.decided_recorded = not call.decided
+        self._announcing = asyncio.Lock()
+        self._is_answered = False
 
     async def run(self) -> StepOutcome:
         """Make the attempt."""
@@ -133,9 +136,10 @@ class _Attempt:
     async def _call_and_record(self, session: CallSession) -> StepOutcome:
         try:
             agent_input = await self._input()
+            operands = await self._output_operands()
             reply = await self.invoker.invoke_agent(AgentInvocation(self.call.agent, agent_input, session))
             self.usage += reply.usage
-            output = await self._output(reply)
+            output = await self._output(reply, operands)
         except AgentFailure as failure:
             await self._record_failure(failure)
             raise application_error(failure, self.call, self.number, self.usage) from failure
@@ -149,7 +153,7 @@ class _Attempt:
 
     async def _input(self) -> JsonValue:
         try:
-            return await resolved_input(self.call, self.executions, self.artifacts)
+            return await self._with_patience(lambda: resolved_input(self.call, self.executions, self.artifacts))
         except MissingPathError as error:
             raise self._invalid_input(missing_path(f"The mapping of step {self.call.step_id}", error)) from error
         except LimitExceededError as error:
@@ -161,8 +165,18 @@ class _Attempt:
         failure = AgentFailure(FailureReason.INVALID_REQUEST, message)
         return application_error(failure, self.call, self.number, self.usage, invalid_input=True)
 
-    async def _output(self, reply: AgentReply) -> Value:
-        mapped = await output_mapped(self.call, reply, self.executions, self.artifacts)
+    async def _output_operands(self) -> dict[str, JsonValue | Missing]:
+        """What the output mapping reads beside the reply, fetched before anything is paid for."""
+        call = self.call
+        try:
+            return await self._with_patience(
+                lambda: fetch_operands(call.output_operands, call.execution_id, self.executions, self.artifacts)
+            )
+        except StoreError as error:
+            raise engine_application_error(error) from error
+
+    async def _output(self, reply: AgentReply, operands: dict[str, JsonValue | Missing]) -> Value:
+        mapped = output_mapped(self.call, reply, operands)
         if json_size(mapped, limit=MAX_INLINE_OUTPUT_BYTES) <= MAX_INLINE_OUTPUT_BYTES:
             return Value.of(mapped)
         try:
@@ -189,15 +203,25 @@ class _Attempt:
 
     async def _announce(self) -> None:
         """The call is still open after a moment: the record leaves pending, live state says running."""
-        running = self._record(StepStatus.RUNNING)
-        try:
-            await self.executions.record_steps([*self.call.decided, running], self.call.run_started_at)
-            self.decided_recorded = True
-        except StoreError as error:
-            _logger.warning("The start of %s was not recorded: %s", self.address, error)
-        await self._publish([*self.call.decided, running], self.events)
+        async with self._announcing:
+            if self._is_answered:
+                return
+            running = self._record(StepStatus.RUNNING)
+            try:
+                await self.executions.record_steps([*self.call.decided, running], self.call.run_started_at)
+                self.decided_recorded = True
+            except StoreError as error:
+                _logger.warning("The start of %s was not recorded: %s", self.address, error)
+            await self._publish([*self.call.decided, running], self.events)
+
+    async def _end_announcement(self) -> None:
+        """From here on nothing says running: it has the same token as the outcome, and would replace it."""
+        self._is_answered = True
+        async with self._announcing:
+            pass
 
     async def _record_outcome(self, record: StepRecord, session: CallSession) -> StepOutcome:
+        await self._end_announcement()
         records = [*self.call.decided, record]
         try:
             stored = (
@@ -220,6 +244,7 @@ class _Attempt:
         """A failure that will be retried is stored; only the workflow knows that a call has failed for good."""
         if is_final(failure, self.call, self.number):
             return
+        await self._end_announcement()
         record = self._record(
             StepStatus.RETRYING,
             error=ErrorPayload(
@@ -245,8 +270,12 @@ class _Attempt:
             _logger.warning("Live state of %s was not written: %s", self.address, error)
 
     async def _with_patience(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a store's write for up to 30 s; the heartbeats go on."""
-        give_up_at = asyncio.get_running_loop().time() + WRITE_PATIENCE.total_seconds()
+        """Repeat a store's call for up to 30 s; the heartbeats go on.
+
+        Past the attempt's own end Temporal would repeat the agent's call because of the store.
+        """
+        left = self.deadline - _END_MARGIN - datetime.now(UTC)
+        give_up_at = asyncio.get_running_loop().time() + min(WRITE_PATIENCE, left).total_seconds()
         pause = _FIRST_WRITE_PAUSE
         while True:
             try:
@@ -254,6 +283,8 @@ class _Attempt:
             except StoreError:
                 if asyncio.get_running_loop().time() + pause > give_up_at:
                     raise
+            # A claim is made before the call's own pulse begins.
+            activity.heartbeat({"attempt": self.number})
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WRITE_PAUSE)
 
@@ -309,3 +340,11 @@ class _Attempt:
 
     def _event(self, event_type: str, **data: JsonValue) -> Event:
         return Event.at_instant(event_type, self.started_at, self.address, self.call.step_id, **data)
+
+
+def _deadline(info: activity.Info) -> datetime:
+    """When Temporal gives this attempt up: by its own limit or by that of all attempts."""
+    limit = info.started_time + (info.start_to_close_timeout or timedelta(minutes=5))
+    if not info.schedule_to_close_timeout:
+        return limit
+    return min(limit, info.scheduled_time + info.schedule_to_close_timeout)

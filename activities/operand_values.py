@@ -53,10 +53,13 @@ async def resolve(
         raise LimitExceededError("The resolved mapping is over 64 MiB; map fewer or smaller values") from error
 
 
-async def output_mapped(
-    call: AgentCallInput, reply: AgentReply, executions: ExecutionStore, artifacts: ArtifactStore
-) -> JsonValue:
+def output_mapped(call: AgentCallInput, reply: AgentReply, operands: Mapping[str, JsonValue | Missing]) -> JsonValue:
     """The step's output: the reply, through the output mapping when there is one.
+
+    Args:
+        call: with the mapping.
+        reply: of the agent.
+        operands: what ``fetch_operands`` found for the mapping's other paths.
 
     Raises:
         AgentFailure: ``invalid_output``, when the reply is no JSON or lacks what the mapping reads.
@@ -66,8 +69,7 @@ async def output_mapped(
         raise AgentFailure(FailureReason.INVALID_OUTPUT, f"The agent's output is not JSON: {fault}")
     if call.output_mapping is None:
         return reply.output
-    fetched = await fetch_operands(call.output_operands, call.execution_id, executions, artifacts)
-    scope = _Fetched(fetched, RootsScope({"output": reply.output}))
+    scope = _Fetched(operands, RootsScope({"output": reply.output}))
     try:
         return compile_template(call.output_mapping).resolve(scope, max_bytes=MAX_VALUE_BYTES)
     except MissingPathError as error:

@@ -32,7 +32,7 @@ __all__ = ["ENGINE", "HAND_WRITTEN", "Comparison", "Extent", "compare"]
 HAND_WRITTEN: Final = "by hand"
 ENGINE: Final = "Baton"
 _NAMES: Final = {"script": ENGINE, "async": f"{ENGINE}, async def", "sync": f"{ENGINE}, def"}
-_ROUND: Final = 10
+_ROUND: Final = 5
 _HISTORIES: Final = 5
 _TASK_EVENTS: Final = frozenset(
     number for name, number in EventType.items() if name.startswith("EVENT_TYPE_WORKFLOW_TASK_")

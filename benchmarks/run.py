@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passes", type=_count, default=4, help="how often everything is run (%(default)s)")
     parser.add_argument(
-        "--executions", type=_count, default=30, help="of each shape in turn, a pass and side (%(default)s)"
+        "--executions", type=_count, default=20, help="of each shape in turn, a pass and side (%(default)s)"
     )
     parser.add_argument("--burst", type=_count, default=100, help="executions at once (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one pass of 10 executions: a look, no measure")

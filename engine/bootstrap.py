@@ -78,6 +78,7 @@ class EngineSession:
         from engine.adapters.temporal.connection import TemporalConnection
         from engine.adapters.temporal.runtime import TemporalRuntime
         from engine.adapters.temporal.worker_factory import INTERPRETER_VERSION
+        from engine.adapters.write_behind import WriteBehindStateStore
 
         self.settings = settings
         self.stores = open_stores(settings)
@@ -97,13 +98,16 @@ class EngineSession:
         )
         self._invoker = invoker
         stores = self.stores
+        live = WriteBehindStateStore(stores.state)
+        stores.closing.push_async_callback(live.aclose)
+        self._live = live
         self.plans = PlanService(
             stores.definitions,
             stores.agents,
             stores.handoffs,
             stores.executions,
             stores.artifacts,
-            stores.state,
+            live,
             _now,
             settings.retry_count,
         )
@@ -145,7 +149,7 @@ class EngineSession:
                     plans=self.plans,
                     executions=stores.executions,
                     artifacts=stores.artifacts,
-                    state=stores.state,
+                    state=self._live,
                     runtime=self.runtime,
                     search_attributes=sorted(registered),
                 ),

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from engine import answers, request_context
 from engine.bootstrap import EngineSession
-from engine.domain.json import json_fault
 from engine.domain.metrics import format_instant
 from engine.errors import EngineError, InvalidInputError
 from engine.loop_thread import LoopThread
@@ -479,8 +478,12 @@ def text(value: object, path: str) -> str:
     """
     if not isinstance(value, str) or not value:
         raise InvalidInputError(f"{path} must be a text that is not empty", {"path": path})
-    if (fault := json_fault(value, path)) is not None:
-        raise InvalidInputError(f"{fault}; repair the text", {"path": path})
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{path} holds half a surrogate pair, which is no Unicode; repair it", {"path": path}
+        ) from error
     return value
 
 

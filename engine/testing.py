@@ -22,7 +22,8 @@ class ScriptedAgentInvoker:
     Args:
         scripts: agent id to what it answers: an object (always the same), a list (one entry a call, the last one
             again and again), or a function of the input, or of input and ``AgentCall``, plain or async. An entry that
-            is an exception is raised.
+            is an exception is raised. Functions run on the engine's own loop, in another thread than the test: wait
+            there for a ``threading.Event``, looking at it between sleeps, and not for one of asyncio.
 
     Example:
         ``WorkflowEngine(invoker=ScriptedAgentInvoker({"agent-writer": {"text": "done"}}))``

@@ -14,7 +14,7 @@ from typing import Final, NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RawValue, SearchAttributeKey
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from engine.domain.execution import Cancellation, ErrorPayload, ExecutionStatus, Value
@@ -26,7 +26,6 @@ with workflow.unsafe.imports_passed_through():
         ACTIVITY_RECORD_DECISIONS,
         ACTIVITY_REQUEST_CANCEL,
         CANCEL_SIGNAL,
-        MAX_CARRIED_DECISIONS,
         CallInput,
         FinalizeInput,
         FinalizeResult,
@@ -200,14 +199,15 @@ class InterpreterWorkflow:
     async def _continue_as_new(
         self, progress: ExecutionProgress, arguments: RunArguments, envelope: StartEnvelope
     ) -> None:
-        if len(progress.decided) > MAX_CARRIED_DECISIONS:
+        # The next run may read what they hold from the store.
+        while progress.decided:
             await workflow.execute_activity(
                 ACTIVITY_RECORD_DECISIONS,
                 RecordDecisionsInput(
                     execution_id=progress.facts.execution_id,
                     run_id=progress.facts.run_id,
                     run_started_at=progress.facts.run_started_at,
-                    decided=progress.take_decided(),
+                    decided=progress.take_some_decided(),
                 ),
                 start_to_close_timeout=REMOTE_TIMEOUT,
                 retry_policy=REMOTE_RETRY,
@@ -292,8 +292,10 @@ class InterpreterWorkflow:
                 retry_policy=LOCAL_RETRY,
                 summary=summary,
             )
-        except ActivityError as error:
-            if isinstance(error.cause, ApplicationError) and error.cause.non_retryable:
+        except FailureError as error:
+            # A local activity raises what failed it; only a remote one's failure comes wrapped.
+            cause = error.cause if isinstance(error, ActivityError) else error
+            if isinstance(cause, ApplicationError) and cause.non_retryable:
                 raise
             return await workflow.execute_activity(
                 activity_type,

@@ -35,10 +35,10 @@ __all__ = [
     "ACTIVITY_REQUEST_CANCEL",
     "CANCEL_SIGNAL",
     "MAX_CALL_INPUT_BYTES",
-    "MAX_CARRIED_DECISIONS",
     "MAX_DECLARED_BYTES",
     "MAX_INLINE_OUTPUT_BYTES",
     "MAX_PAYLOAD_BYTES",
+    "MAX_SENT_DECISIONS_BYTES",
     "AgentCallInput",
     "CallInput",
     "CarriedState",
@@ -63,12 +63,12 @@ CANCEL_SIGNAL: Final = "cancel"
 
 MAX_INLINE_OUTPUT_BYTES: Final = 32 * 1024
 """A larger output becomes a reference."""
-MAX_CALL_INPUT_BYTES: Final = 256 * 1024
-"""A call whose resolved input would be larger gets its operands by reference."""
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
 """No payload over it enters a history."""
-MAX_CARRIED_DECISIONS: Final = 20
-"""More decisions than that are recorded before a run continues as new, fewer are carried on."""
+MAX_CALL_INPUT_BYTES: Final = 128 * 1024
+"""A call whose resolved input would be larger gets its operands by reference; the rest of the call needs room too."""
+MAX_SENT_DECISIONS_BYTES: Final = 48 * 1024
+"""As many of the decisions not yet recorded go with one call."""
 MAX_DECLARED_BYTES: Final = 16 * 1024
 """A declared value that is larger stays in the artifact."""
 

@@ -38,7 +38,8 @@ __all__ = [
     "locate_operands",
 ]
 
-_MAX_INLINE_OPERANDS_BYTES: Final = 128 * 1024
+_MAX_INLINE_OPERANDS_BYTES: Final = 32 * 1024
+_MAX_DECLARED_TOTAL_BYTES: Final = 64 * 1024
 
 
 class Unavailable(Exception):  # noqa: N818 - a signal inside this module, never an error for a caller
@@ -160,11 +161,16 @@ def _require_default(path: Path) -> None:
 
 
 def declare(value: JsonValue, paths: list[str], artifact: tuple[str, int]) -> ArtifactRef:
-    """Make the reference to a stored value, with what lies at the declared paths, if it is small."""
+    """Make the reference to a stored value, with what lies at the declared paths, as far as it is small."""
     declared: dict[str, JsonValue] = {}
+    room = _MAX_DECLARED_TOTAL_BYTES
     for text in paths:
         found = walk(value, parse_path(text).segments)
-        if not isinstance(found, Missing) and json_size(found, limit=MAX_DECLARED_BYTES) <= MAX_DECLARED_BYTES:
+        if isinstance(found, Missing):
+            continue
+        size = json_size(found, limit=MAX_DECLARED_BYTES)
+        if size <= min(MAX_DECLARED_BYTES, room):
             declared[text] = found
+            room -= size
     artifact_id, size_bytes = artifact
     return ArtifactRef(artifact_id=artifact_id, size_bytes=size_bytes, declared=declared)

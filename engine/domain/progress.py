@@ -27,7 +27,14 @@ from engine.domain.execution import (
 from engine.domain.expressions import MissingPathError, Template, compile_template, json_size
 from engine.domain.ids import call_address
 from engine.domain.json import JsonObject, JsonValue
-from engine.domain.messages import AgentCallInput, CallInput, CarriedState, SettledStep, StepOutcome
+from engine.domain.messages import (
+    MAX_SENT_DECISIONS_BYTES,
+    AgentCallInput,
+    CallInput,
+    CarriedState,
+    SettledStep,
+    StepOutcome,
+)
 from engine.domain.operands import call_input, locate_operands, missing_path
 from engine.domain.plan_values import PlanValues, StepState
 from engine.errors import ErrorCode
@@ -254,12 +261,31 @@ class ExecutionProgress:
         decided, self.decided = self.decided, []
         return decided
 
+    def take_some_decided(self) -> list[StepRecord]:
+        """Hand over the oldest of them, as many as one payload has room for, but one at least."""
+        count = 0
+        size_bytes = 0
+        for record in self.decided:
+            size_bytes += len(record.model_dump_json().encode())
+            if count and size_bytes > MAX_SENT_DECISIONS_BYTES:
+                break
+            count += 1
+        taken, self.decided = self.decided[:count], self.decided[count:]
+        return taken
+
     def carry(self, cancel_reason: str | None) -> CarriedState:
         """What a run that continues this one as new needs; call it only when nothing is scheduled."""
         needed = self.values.still_read(
             [step for step in self.plan.steps if self.steps[step.id].status is StepStatus.PENDING]
         )
-        settled = [self._carry_step(step_id, keep=step_id in needed) for step_id in self._settled_order]
+        settled: list[SettledStep] = []
+        room_bytes = _CARRIED_TOTAL_BYTES
+        for step_id in self._settled_order:
+            limit_bytes = min(_CARRIED_INLINE_BYTES, room_bytes)
+            step = self._carry_step(step_id, limit_bytes, keep=step_id in needed)
+            if step.output is not None:
+                room_bytes -= _carried_size(step.output, limit_bytes)
+            settled.append(step)
         return CarriedState(
             started_at=self.facts.started_at,
             settled=settled,
@@ -321,7 +347,7 @@ class ExecutionProgress:
             summary += f" (fallback {state.choice} of {len(step.agents) - 1})"
         if call.resumed:
             summary += " (again after a lost worker)"
-        decided = self.take_decided()
+        decided = self.take_some_decided()
         return InvokeAgent(
             address=address,
             activity_id=f"{address}.{state.resumes}" if state.resumes else address,
@@ -444,12 +470,9 @@ class ExecutionProgress:
             if waiting.waiting_for == 0 and waiting.status is StepStatus.PENDING:
                 heapq.heappush(self._ready, self._order[dependant])
 
-    def _carry_step(self, step_id: str, *, keep: bool) -> SettledStep:
+    def _carry_step(self, step_id: str, limit_bytes: int, *, keep: bool) -> SettledStep:
         state = self.steps[step_id]
-        small = (
-            state.output is not None
-            and json_size(state.output.inline, limit=_CARRIED_INLINE_BYTES) <= _CARRIED_INLINE_BYTES
-        )
+        small = state.output is not None and _carried_size(state.output, limit_bytes) <= limit_bytes
         return SettledStep(
             step_id=step_id,
             run_id=state.run_id,
@@ -477,4 +500,9 @@ class ExecutionProgress:
         ]
 
 
+def _carried_size(value: Value, limit_bytes: int) -> int:
+    return json_size(value.inline if value.ref is None else value.ref.declared, limit=limit_bytes)
+
+
 _CARRIED_INLINE_BYTES: Final = 2 * 1024
+_CARRIED_TOTAL_BYTES: Final = 96 * 1024

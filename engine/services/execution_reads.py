@@ -136,18 +136,19 @@ class ExecutionReads:
             InvalidInputError: it is still open.
         """
         record = await self._record(execution_id)
+        steps: list[StepRecord] | None = None
         if not record.status.is_terminal and wait > timedelta(0):
             await self._runtime.connect()
             await self._runtime.await_close(execution_id, min(wait, MAX_WAIT))
-            record = await self._record(execution_id)
+            record, steps = await asyncio.gather(self._record(execution_id), self._executions.list_steps(execution_id))
         if not record.status.is_terminal:
-            record = await self.verified_record(execution_id)
+            record, steps = await self.verified_record(execution_id), None
         if not record.status.is_terminal:
             raise InvalidInputError(
                 f"Execution {execution_id} is still {record.status}; ask again later or pass wait=seconds",
                 {"execution_id": execution_id, "status": record.status.value},
             )
-        return ExecutionResult(record, standing_steps(await self._executions.list_steps(execution_id)))
+        return ExecutionResult(record, standing_steps(steps or await self._executions.list_steps(execution_id)))
 
     async def live_states(self, execution_ids: list[str]) -> dict[str, LiveState]:
         """Return what live state has of these; nothing of it when the store is down."""

@@ -22,6 +22,7 @@ from engine.errors import (
     ExecutionNotFoundError,
     InternalError,
     InvalidInputError,
+    UnsupportedError,
 )
 from engine.ports.execution_runtime import StartedRun, StartRequest
 from engine.ports.execution_store import ExecutionFilter
@@ -198,13 +199,16 @@ def parse_options(raw: Mapping[str, object] | None) -> StartOptions:
 
     Raises:
         InvalidInputError: an unknown option or a value of the wrong type, named by its path.
+        UnsupportedError: a budget.
     """
     given = dict(raw or {})
     for key in given:
         if key not in _OPTIONS:
             raise _bad_option(key, f"is no execution option; known are {', '.join(_OPTIONS)}")
     if given.get("budget") is not None:
-        raise _bad_option("budget", "is not built yet: unsupported")
+        raise UnsupportedError(
+            "execution_options.budget is not built yet; leave it out", {"path": "execution_options.budget"}
+        )
     version = given.get("version")
     if version is not None and (
         not isinstance(version, int) or isinstance(version, bool) or not 1 <= version < MAX_VERSION

@@ -65,6 +65,6 @@ def parse_labels(labels: object, path: str) -> list[str]:
     texts = {item for item in items if isinstance(item, str)}
     if any(not isinstance(item, str) for item in items):
         raise InvalidInputError(f'{path} must be a list of texts, such as ["feature"]', {"path": path})
-    if (fault := json_fault([*items], path)) is not None:
+    if (fault := json_fault("".join(texts), path)) is not None:
         raise InvalidInputError(f"{fault}; repair the text", {"path": path})
     return sorted(texts)

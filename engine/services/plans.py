@@ -6,6 +6,7 @@ the stores at each start is which versions are current.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class PlanService:
         self._clock = clock
         self._default_max_retries = default_max_retries
         self._kept: OrderedDict[tuple[object, ...], PreparedPlan] = OrderedDict()
+        self._latest: OrderedDict[tuple[str, int | None], ExecutionPlan] = OrderedDict()
 
     async def prepare_plan(self, definition_id: str, version: int | None = None) -> PreparedPlan:
         """Compile the plan of a workflow as it stands now.
@@ -94,13 +96,7 @@ class PlanService:
             AgentNotFoundError: a step names an agent that is not registered or not active.
             UnsupportedError: an agent is of a kind that can't be executed.
         """
-        stored = await self._definitions.get_definition(definition_id, version)
-        if stored is None and version is not None and await self._definitions.get_definition(definition_id):
-            raise DefinitionNotFoundError(definition_id, version)
-        if stored is None or stored.status != "active":
-            raise DefinitionNotFoundError(definition_id)
-        agents = await self._usable_agents(stored)
-        handoffs = await self._handoffs.list_handoffs_among(list(agents), definition_id)
+        stored, agents, handoffs = await self._current_parts(definition_id, version)
         key = (
             definition_id,
             stored.version,
@@ -113,6 +109,9 @@ class PlanService:
             self._kept[key] = kept
             if len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
+        self._latest[definition_id, version] = kept.plan
+        if len(self._latest) > _MAX_KEPT:
+            self._latest.popitem(last=False)
         return kept
 
     async def stored_input(self, prepared: PreparedPlan, input_data: JsonValue) -> Value:
@@ -176,25 +175,55 @@ class PlanService:
         except StoreError as error:
             _logger.warning("Live state of %s was not written: %s", record.execution_id, error)
 
-    async def _usable_agents(self, stored: DefinitionVersion) -> dict[str, Agent]:
+    async def _current_parts(
+        self, definition_id: str, version: int | None
+    ) -> tuple[DefinitionVersion, dict[str, Agent], list[Handoff]]:
+        """What a plan is made of, as the stores have it now.
+
+        All at once when the agents are those of the last time, as they are unless the definition has changed since.
+        """
+        latest = self._latest.get((definition_id, version))
+        if latest is not None:
+            wanted = list(latest.agents)
+            stored, agents, handoffs = await asyncio.gather(
+                self._definitions.get_definition(definition_id, version),
+                self._agents.get_agents(wanted),
+                self._handoffs.list_handoffs_among(wanted, definition_id),
+            )
+            if stored is not None and stored.content_hash == latest.definition_hash and stored.status == "active":
+                return stored, _usable_agents(stored, agents), handoffs
+        stored = await self._stored_definition(definition_id, version)
         wanted = agent_ids_of(stored.definition)
-        agents = await self._agents.get_agents(wanted)
-        for agent_id in wanted:
-            agent = agents.get(agent_id)
-            if agent is None or agent.status != "active":
-                raise AgentNotFoundError(agent_id, {"workflow_id": stored.definition_id})
-            if agent.kind == "llm":
-                raise UnsupportedError(
-                    f"Agent {agent_id} is a model agent (kind llm), which can be registered but not executed yet; "
-                    "register a python or http agent under this id",
-                    {"agent_id": agent_id, "kind": agent.kind},
-                )
-        return {agent_id: agents[agent_id] for agent_id in wanted}
+        agents = _usable_agents(stored, await self._agents.get_agents(wanted))
+        return stored, agents, await self._handoffs.list_handoffs_among(wanted, definition_id)
+
+    async def _stored_definition(self, definition_id: str, version: int | None) -> DefinitionVersion:
+        stored = await self._definitions.get_definition(definition_id, version)
+        if stored is None and version is not None and await self._definitions.get_definition(definition_id):
+            raise DefinitionNotFoundError(definition_id, version)
+        if stored is None or stored.status != "active":
+            raise DefinitionNotFoundError(definition_id)
+        return stored
 
     def _compile(self, stored: DefinitionVersion, agents: dict[str, Agent], handoffs: list[Handoff]) -> PreparedPlan:
         plan = compile_plan(stored, agents, handoffs, self._default_max_retries)
         encoded = plan.model_dump_json().encode()
         return PreparedPlan(plan, plan.hash(), encoded, stored.definition.input_schema)
+
+
+def _usable_agents(stored: DefinitionVersion, agents: dict[str, Agent]) -> dict[str, Agent]:
+    wanted = agent_ids_of(stored.definition)
+    for agent_id in wanted:
+        agent = agents.get(agent_id)
+        if agent is None or agent.status != "active":
+            raise AgentNotFoundError(agent_id, {"workflow_id": stored.definition_id})
+        if agent.kind == "llm":
+            raise UnsupportedError(
+                f"Agent {agent_id} is a model agent (kind llm), which can be registered but not executed yet; "
+                "register a python or http agent under this id",
+                {"agent_id": agent_id, "kind": agent.kind},
+            )
+    return {agent_id: agents[agent_id] for agent_id in wanted}
 
 
 def new_record(

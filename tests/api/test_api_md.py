@@ -69,11 +69,10 @@ class Reader:
 @pytest.fixture(scope="module")
 async def reader(tmp_path_factory: pytest.TempPathFactory):
     """The page read once, on an engine with its own server, worker and data."""
-    blocked = asyncio.Event()
 
     async def architect(given: dict[str, str]) -> object:
         if given["feature_request"] == "hang":
-            await blocked.wait()
+            await asyncio.sleep(600)
         return SCRIPTS["agent-project-architect"](given)
 
     config = {"data_dir": str(tmp_path_factory.mktemp("reader"))}

@@ -82,10 +82,9 @@ def test_the_checker_sees_each_kind_of_misfit():
 @pytest.fixture
 async def engine(engine_factory):
     """An engine with agents of every temper, and a workflow for each."""
-    blocked = asyncio.Event()
 
     async def hang(given: object) -> object:
-        await blocked.wait()
+        await asyncio.sleep(600)
         return given
 
     engine = engine_factory(
@@ -103,8 +102,7 @@ async def engine(engine_factory):
         )
         await create(engine, name.lower(), first=name.lower())
     await create(engine, "fallback", first="bad", fallback={"agent_id": "agent-good"})
-    yield engine
-    blocked.set()
+    return engine
 
 
 async def create(engine: WorkflowEngine, workflow_id: str, *, first: str, **fields: object) -> None:

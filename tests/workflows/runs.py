@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from asyncio.subprocess import DEVNULL
 from collections.abc import Awaitable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import Payload
-from temporalio.client import WorkflowExecutionStatus
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError
 
-from engine.adapters.temporal.payloads import unpacked_bytes
+from engine.adapters.temporal.dev_server_binary import find_binary
+from engine.adapters.temporal.payloads import data_converter, unpacked_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
     from temporalio.api.history.v1 import HistoryEvent
-    from temporalio.client import Client, WorkflowExecutionDescription
+    from temporalio.client import WorkflowExecutionDescription
 
     from engine import WorkflowEngine
     from engine.bootstrap import Stores
@@ -122,9 +129,13 @@ async def ended(engine: WorkflowEngine, stores: Stores, client: Client, executio
     }
     assert len(set(said.values())) == 1, said
     assert record.run_id == described.run_id
-    steps_said = {step_id: step["status"] for step_id, step in cast("dict[str, Any]", status["steps"]).items()}
-    for step_id, step in result["steps"].items():
-        assert steps_said[step_id] == step["status"]
+    steps = cast("dict[str, Any]", status["steps"])
+    differing = {
+        step_id: (steps[step_id]["status"], step["status"])
+        for step_id, step in result["steps"].items()
+        if steps[step_id]["status"] != step["status"]
+    }
+    assert not differing, f"in status and in result: {differing}"
     return result
 
 
@@ -157,6 +168,59 @@ async def runs_of(client: Client, execution_id: str) -> list[str]:
     return chain
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A development server of a test's own."""
+
+    address: str
+    client: Client
+
+
+@asynccontextmanager
+async def own_server(*flags: str) -> AsyncGenerator[Server]:
+    """Start a server in memory with Baton's flags for speed and none of its search attributes, plus ``flags``."""
+    binary = find_binary()
+    assert binary is not None, "there is no Temporal server; run ./baton doctor --fix"
+    port, ui_port = free_ports(2)
+    speed = [f"history.{queue}ProcessorMaxPollRPS=10000" for queue in ("transfer", "timer", "visibility")]
+    options = ["--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port), "--log-level", "error"]
+    for value in (*speed, "system.enableActivityEagerExecution=true"):
+        options += ["--dynamic-config-value", value]
+    process = await asyncio.create_subprocess_exec(
+        str(binary.path), "server", "start-dev", "--headless", *options, *flags, stdout=DEVNULL, stderr=DEVNULL
+    )
+    try:
+        address = f"127.0.0.1:{port}"
+        yield Server(address, await connected(address))
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def connected(address: str, namespace: str = "default") -> Client:
+    """Connect as an operator's tool would, as soon as the server answers."""
+    found: list[Client] = []
+
+    async def answers() -> bool:
+        try:
+            client = await Client.connect(address, namespace=namespace, data_converter=data_converter(1024))
+            await client.operator_service.list_search_attributes(ListSearchAttributesRequest(namespace=namespace))
+        except (RuntimeError, RPCError):
+            return False
+        found.append(client)
+        return True
+
+    await until(answers, f"the server at {address} answers")
+    return found[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody has now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
 def payloads_in(message: Message) -> Iterator[Payload]:
     """Every payload inside a message of Temporal's."""
     if isinstance(message, Payload):
@@ -165,13 +229,13 @@ def payloads_in(message: Message) -> Iterator[Payload]:
     for field, value in message.ListFields():
         if field.type != field.TYPE_MESSAGE:
             continue
-        if isinstance(value, Message):
-            inside = [value]
-        else:
-            inside = value.values() if hasattr(value, "values") else value
-        for item in inside:
+        for item in [value] if isinstance(value, Message) else _items_of(value):
             if isinstance(item, Message):
                 yield from payloads_in(item)
+
+
+def _items_of(repeated: Any) -> list[object]:
+    return list(repeated.values() if hasattr(repeated, "values") else repeated)
 
 
 def decoded_sizes(events: Sequence[HistoryEvent]) -> list[int]:
