@@ -259,7 +259,7 @@ class _Attempt:
             self.decided_recorded = True
         except StoreError as error:
             _logger.warning("A failed attempt of %s was not recorded: %s", self.address, error)
-        await self._publish([record], [])
+        await self._publish([record], record.events)
 
     async def _publish(self, records: list[StepRecord], events: list[Event]) -> None:
         steps = [live_step(record) for record in records]

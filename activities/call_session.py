@@ -60,7 +60,7 @@ class CallSession:
         self._emitted = 0
         self._woken = asyncio.Event()
         self._cancelled = False
-        self._pulse: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
         self._starter = self._loop.call_later(QUIET_SECONDS, self._start_pulse)
 
     @property
@@ -119,33 +119,38 @@ class CallSession:
     async def aclose(self) -> None:
         """Stop the pulse and publish what is left."""
         self._starter.cancel()
-        if self._pulse is not None:
-            self._pulse.cancel()
-            await asyncio.wait([self._pulse])
+        for task in self._beside:
+            task.cancel()
+        if self._beside:
+            await asyncio.wait(self._beside)
         await self._publish()
 
     def _wake(self) -> None:
         self._woken.set()
-        if self._pulse is None and not self._starter.cancelled():
+        if not self._beside and not self._starter.cancelled():
             self._starter.cancel()
             self._start_pulse()
 
     def _start_pulse(self) -> None:
-        if self._pulse is None:
-            self._pulse = self._loop.create_task(self._beat(), name=f"pulse of {self._facts.step_id}")
+        if not self._beside:
+            step_id = self._facts.step_id
+            self._beside = [
+                self._loop.create_task(self._beat(), name=f"pulse of {step_id}"),
+                self._loop.create_task(self._tell(), name=f"progress of {step_id}"),
+            ]
 
     async def _beat(self) -> None:
-        activity.heartbeat(self._heartbeat_details())
+        """Heartbeat, apart from all that asks a store: one that hangs must not look like a lost worker."""
+        while True:
+            activity.heartbeat(self._heartbeat_details())
+            await asyncio.sleep(PULSE_SECONDS)
+
+    async def _tell(self) -> None:
         await self._announce()
         while True:
             await self._publish()
-            try:
-                async with asyncio.timeout(PULSE_SECONDS):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await self._woken.wait()
             self._woken.clear()
-            activity.heartbeat(self._heartbeat_details())
 
     def _heartbeat_details(self) -> dict[str, JsonValue]:
         details: dict[str, JsonValue] = {"attempt": self._facts.attempt}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine.domain.agent_call import AgentReply
+    from engine.domain.execution import StepRecord
     from engine.domain.json import JsonValue
     from engine.domain.messages import AgentCallInput, CallInput, OperandRef
     from engine.ports.artifact_store import ArtifactStore
@@ -106,6 +107,8 @@ async def _fetch(
         return await artifacts.get_artifact(operand.artifact_id)
     if operand.step_id:
         step = await executions.get_step(execution_id, operand.run_id or "", operand.step_id, None, operand.n)
+        if step is None or step.output is None:
+            step = await _recorded_by_any_run(operand, execution_id, executions)
         value = step.output if step else None
         what = f"output of step {operand.step_id}"
     else:
@@ -117,6 +120,16 @@ async def _fetch(
     if value.ref is not None:
         return await artifacts.get_artifact(value.ref.artifact_id)
     return value.inline
+
+
+async def _recorded_by_any_run(operand: OperandRef, execution_id: str, executions: ExecutionStore) -> StepRecord | None:
+    """A run that an operator reset inherits steps which the run before it has recorded: the latest one stands."""
+    recorded = [
+        step
+        for step in await executions.list_steps(execution_id)
+        if (step.step_id, step.n) == (operand.step_id, operand.n) and step.output is not None
+    ]
+    return recorded[-1] if recorded else None
 
 
 class _Fetched:

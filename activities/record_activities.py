@@ -77,6 +77,7 @@ class RecordActivities:
         try:
             loaded = await self._plans.load_plan(request)
         except EngineError as error:
+            _logger.warning("Execution %s could not begin: %s", request.execution_id, error)
             raise engine_application_error(error) from error
         return loaded.model_copy(update={"search_attributes": self._search_attributes})
 

@@ -13,6 +13,8 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from engine.errors import RuntimeUnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -43,6 +45,7 @@ class LoopThread(Generic[S]):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="baton-engine", daemon=True)
         self._watchers: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        self._calls: set[asyncio.Task[object]] = set()
         self._closing: Future[None] | None = None
         self._thread.start()
         try:
@@ -57,41 +60,66 @@ class LoopThread(Generic[S]):
         return self._closing is None
 
     async def run(self, coroutine: Coroutine[object, object, T]) -> T:
-        """Run a coroutine there and return its result here; a cancelled call returns once the coroutine has ended."""
+        """Run a coroutine there and return its result here; a cancelled call returns once the coroutine has ended.
+
+        Raises:
+            RuntimeUnavailableError: it was closed meanwhile.
+        """
         self._watch_this_loop()
         ended: Future[asyncio.Task[T]] = Future()
         begun: list[asyncio.Task[T]] = []
 
         def begin() -> None:
+            if self._closing is not None:
+                coroutine.close()
+                ended.set_exception(_closed())
+                return
             begun.append(self._loop.create_task(coroutine))
+            self._calls.add(begun[0])
+            begun[0].add_done_callback(self._calls.discard)
             begun[0].add_done_callback(ended.set_result)
 
         def cancel() -> None:
             begun[0].cancel()
 
-        self._loop.call_soon_threadsafe(begin)
+        try:
+            self._loop.call_soon_threadsafe(begin)
+        except RuntimeError as error:
+            coroutine.close()
+            raise _closed() from error
         waiting = asyncio.wrap_future(ended)
         try:
             task = await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            self._loop.call_soon_threadsafe(cancel)
+            # The loop is not closed before every call has ended.
+            if not ended.done():
+                self._loop.call_soon_threadsafe(cancel)
             task = await waiting
             if not task.cancelled():
                 task.exception()
             raise
+        if task.cancelled():
+            raise _closed()
         return task.result()
 
     async def aclose(self) -> None:
-        """Close the content and end the thread. Idempotent."""
+        """End the calls under way, close the content and end the thread. Idempotent."""
         watcher = self._watchers.pop(asyncio.get_running_loop(), None)
         if watcher is not None and watcher is not asyncio.current_task():
             watcher.cancel()
         if self._closing is None:
-            self._closing = asyncio.run_coroutine_threadsafe(self.content.aclose(), self._loop)
+            self._closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         try:
             await asyncio.wrap_future(self._closing)
         finally:
             self._end()
+
+    async def _close(self) -> None:
+        if calls := tuple(self._calls):
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+        await self.content.aclose()
 
     def _watch_this_loop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -119,6 +147,10 @@ class LoopThread(Generic[S]):
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+
+def _closed() -> RuntimeUnavailableError:
+    return RuntimeUnavailableError("The engine was closed during this call; call again, which opens it anew")
 
 
 async def _made(make: Callable[[], S]) -> S:

@@ -108,6 +108,7 @@ class InterpreterWorkflow:
             deadline_at=envelope.deadline_at,
             trace=envelope.options.trace,
             tags=envelope.options.tags,
+            was_reset=info.run_id != info.original_execution_run_id,
         )
         execution_input = Value(ref=envelope.input_ref) if envelope.input_ref else Value.of(arguments.input)
         progress = ExecutionProgress(plan, execution_input, facts, carried)
@@ -206,7 +207,7 @@ class InterpreterWorkflow:
                 RecordDecisionsInput(
                     execution_id=progress.facts.execution_id,
                     run_id=progress.facts.run_id,
-                    run_started_at=progress.facts.run_started_at,
+                    run_started_at=progress.facts.owned_since(workflow.now()),
                     decided=progress.take_some_decided(),
                 ),
                 start_to_close_timeout=REMOTE_TIMEOUT,
@@ -256,7 +257,7 @@ class InterpreterWorkflow:
             version=progress.plan.version,
             plan_hash=envelope.plan_hash,
             run_id=facts.run_id,
-            run_started_at=facts.run_started_at,
+            run_started_at=facts.owned_since(workflow.now()),
             history_length=workflow.info().get_current_history_length(),
             status=ending.status,
             output=output,

@@ -56,7 +56,7 @@ class HttpConfig(BaseModel):
     kind: Literal["http"] = "http"
     url: str
     headers: dict[str, str] = Field(default_factory=dict[str, str])
-    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
 
 
 _CONFIGS: Final[dict[AgentKind, type[BaseModel]]] = {"llm": LlmConfig, "python": PythonConfig, "http": HttpConfig}

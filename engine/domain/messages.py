@@ -7,7 +7,7 @@ envelope, so a change of behaviour is a plain branch on data.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -127,8 +127,6 @@ class LoadPlanInput(_Message):
     definition_id: str
     plan_hash: str | None = None
     input: JsonValue = None
-    timeout: timedelta | None = None
-    """The run's own execution timeout, if Temporal has one."""
 
 
 class LoadPlanResult(_Message):

@@ -62,6 +62,12 @@ class RunFacts:
     deadline_at: datetime | None = None
     trace: bool = False
     tags: list[str] = field(default_factory=list[str])
+    was_reset: bool = False
+    """An operator made this run out of the beginning of another, whose start it shares."""
+
+    def owned_since(self, now: datetime) -> datetime:
+        """The ``run_started_at`` of what this run writes ``now``: a later run's is greater, a reset one's as well."""
+        return now if self.was_reset else self.run_started_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +335,7 @@ class ExecutionProgress:
             declared=step.declared,
             maximum_attempts=step.retry.maximum_attempts,
             non_retryable=step.retry.non_retryable,
-            run_started_at=self.facts.run_started_at,
+            run_started_at=self.facts.owned_since(now),
             execution_started_at=self.facts.started_at,
             deadline_at=self.facts.deadline_at,
             prior_attempts=state.attempts,

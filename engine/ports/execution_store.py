@@ -91,8 +91,8 @@ class ExecutionStore(Protocol):
         """Announce an attempt after the first, before its agent is called, in one find-and-update.
 
         Return the stored record when it is completed (the call has been made: use its output) or has a greater
-        token (this attempt is a straggler); else write ``claim``, keeping the stored usage added to the claim's, and
-        return what was written. Then ``token`` equals the claim's.
+        token (this attempt is a straggler); else write ``claim``, with the stored usage added to the claim's and the
+        stored events before the claim's, and return what was written. Then ``token`` equals the claim's.
         """
         ...
 

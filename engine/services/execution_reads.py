@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from engine.domain.execution import ExecutionRecord, LiveState, StepRecord
+from engine.domain.execution import ExecutionRecord, LiveState, StepRecord, StepStatus, micros
 from engine.domain.live import live_execution, live_step
 from engine.errors import ExecutionNotFoundError, InvalidInputError, RuntimeUnavailableError, StoreError
 from engine.services.repair import contradicted
@@ -262,6 +262,7 @@ class ExecutionReads:
         right = contradicted(record, run, self._clock())
         if right is None:
             return record
+        await self._cancel_open_steps(right)
         if await self._executions.repair_execution(right, expected=record.status):
             _logger.warning(
                 "Execution %s was %s in its record and %s in Temporal; the record was repaired",
@@ -271,6 +272,20 @@ class ExecutionReads:
             )
             return right
         return await self._record(record.execution_id)
+
+    async def _cancel_open_steps(self, closed: ExecutionRecord) -> None:
+        """No code ran to say how these ended; nothing of them runs any more."""
+        at = closed.completed_at or self._clock()
+        steps = standing_steps(await self._executions.list_steps(closed.execution_id))
+        ended = [
+            step.model_copy(
+                update={"status": StepStatus.CANCELLED, "token": max(micros(at), step.token + 1), "completed_at": at}
+            )
+            for step in steps.values()
+            if not step.status.is_terminal
+        ]
+        if ended:
+            await self._executions.record_steps(ended, closed.run_started_at or closed.created_at)
 
 
 def standing_steps(records: list[StepRecord]) -> dict[str, StepRecord]:

@@ -188,6 +188,7 @@ async def test_a_cancelled_call_leaves_the_engine_usable(engine_config):
             await waiting
         assert (await run(engine, "b"))["status"] == "completed"
         assert await engine.cancel_execution(started["execution_id"]) is True
+        await engine.get_execution_result(started["execution_id"], wait=SECONDS)
 
 
 async def test_an_engine_serves_two_loops_at_once(engine_config):
@@ -204,16 +205,15 @@ async def test_an_engine_serves_two_loops_at_once(engine_config):
 
 
 async def test_two_engines_in_one_process_share_data_and_server(tmp_path):
-    config = {"data_dir": str(tmp_path)}
     scripts = ScriptedAgentInvoker({"agent-a": {"n": 1}})
-    async with leaving_nothing(str(tmp_path)):
-        async with WorkflowEngine(config, invoker=scripts) as one, WorkflowEngine(config, invoker=scripts) as other:
-            await prepare(one, "a")
-            first, second = await asyncio.gather(run(one, "a"), run(other, "a"))
-            assert (first["status"], second["status"]) == ("completed", "completed")
-            assert await other.get_execution_result(first["execution_id"]) == first
-            await one.aclose()
-            assert (await run(other, "a"))["status"] == "completed"
+    one, other = (WorkflowEngine({"data_dir": str(tmp_path)}, invoker=scripts) for _ in range(2))
+    async with leaving_nothing(str(tmp_path)), one, other:
+        await prepare(one, "a")
+        first, second = await asyncio.gather(run(one, "a"), run(other, "a"))
+        assert (first["status"], second["status"]) == ("completed", "completed")
+        assert await other.get_execution_result(first["execution_id"]) == first
+        await one.aclose()
+        assert (await run(other, "a"))["status"] == "completed"
 
 
 AGENTS = """
@@ -391,6 +391,9 @@ async def test_status_answers_in_every_state_and_without_live_state_or_temporal(
     assert await states(cut_off) == wanted
     assert (await cut_off.get_execution_status(ids["b"]))["stale"] is True
     assert "stale" not in await cut_off.get_execution_status(ids["a"])
+    # An agent that runs would hold up the close for its grace.
+    await engine.cancel_execution(ids["b"])
+    await engine.get_execution_result(ids["b"], wait=SECONDS)
 
 
 # Watching.
@@ -465,16 +468,15 @@ async def test_progress_that_agents_emit_is_seen_while_they_run(engine_factory):
 
 async def test_a_watcher_may_leave_early_and_come_back(engine_config):
     scripts = ScriptedAgentInvoker(CHAIN)
-    async with leaving_nothing(engine_config["data_dir"]):
-        async with WorkflowEngine(engine_config, invoker=scripts) as engine:
-            execution_id = await chain(engine)
-            async for event in engine.watch_execution(execution_id):
-                first = event
-                break
-            # An iterator that is left behind ends with the engine or the collector, and hinders neither.
-            gc.collect()
-            rest = await watched(engine, execution_id, first["id"])
-            assert [event["type"] for event in [first, *rest]] == WHOLE
+    async with leaving_nothing(engine_config["data_dir"]), WorkflowEngine(engine_config, invoker=scripts) as engine:
+        execution_id = await chain(engine)
+        async for event in engine.watch_execution(execution_id):
+            first = event
+            break
+        # An iterator that is left behind ends with the engine or the collector, and hinders neither.
+        gc.collect()
+        rest = await watched(engine, execution_id, first["id"])
+        assert [event["type"] for event in [first, *rest]] == WHOLE
 
 
 async def test_many_watchers_and_a_cancelled_one_do_not_disturb_each_other(engine_factory):

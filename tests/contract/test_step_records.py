@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.domain.execution import ErrorPayload, Event, ExecutionWarning, StepStatus, Usage, Value
-from tests.contract.samples import NOW, execution, seconds, step
+from tests.contract.samples import NOW, event, execution, seconds, step
 
 if TYPE_CHECKING:
     from engine.domain.execution import StepRecord
@@ -138,12 +138,13 @@ async def test_a_straggler_claims_nothing(execution_store: ExecutionStore) -> No
 
 
 @pytest.mark.parametrize("status", [StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.FAILED, StepStatus.CANCELLED])
-async def test_a_claim_adds_up_usage_once(execution_store: ExecutionStore, status: StepStatus) -> None:
+async def test_a_claim_adds_up_usage_and_events_once(execution_store: ExecutionStore, status: StepStatus) -> None:
     spent = Usage(requests=1, input_tokens=100, cost_usd=0.5)
     more = Usage(requests=1, output_tokens=7)
-    await execution_store.record_steps([step(token=10, status=status, usage=spent)], RUN_1)
-    claim = step(token=20, status=StepStatus.RUNNING, attempts=2, usage=more)
-    expected = claim.model_copy(update={"usage": Usage(requests=2, input_tokens=100, output_tokens=7, cost_usd=0.5)})
+    await execution_store.record_steps([step(token=10, status=status, usage=spent, events=[event(1)])], RUN_1)
+    claim = step(token=20, status=StepStatus.RUNNING, attempts=2, usage=more, events=[event(2)])
+    together = Usage(requests=2, input_tokens=100, output_tokens=7, cost_usd=0.5)
+    expected = claim.model_copy(update={"usage": together, "events": [event(1), event(2)]})
     assert await execution_store.claim_step(claim, RUN_1) == expected
     assert await execution_store.claim_step(claim, RUN_1) == expected
     assert await _get(execution_store, claim) == expected

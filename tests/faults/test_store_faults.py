@@ -14,7 +14,7 @@ from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.testing import ActivityEnvironment
 
-from activities import agent_activities
+from activities import agent_activities, call_session
 from activities.agent_activities import AgentActivities
 from engine import AgentFailure, EngineError, ErrorCode, FailureReason, WorkflowEngine
 from engine.adapters.temporal.payloads import data_converter
@@ -26,7 +26,7 @@ from engine.settings import EngineSettings
 from engine.testing import ScriptedAgentInvoker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from pathlib import Path
 
     from engine.adapters.temporal.dev_server import DevServerLease
@@ -173,14 +173,12 @@ async def test_lost_answers_change_nothing(
             started = await asyncio.gather(*(start_until_accepted(engine, workflow_id, key) for key in keys))
             results = await asyncio.gather(*(engine.get_execution_result(name, wait=90) for name in started))
         assert len(set(started)) == count
-        return {name: final_state(result) for name, result in zip(started, results, strict=True)}, calls_by_step(
-            invoker
-        )
+        return [final_state(result) for result in results], calls_by_step(invoker)
 
     (calm,), calm_calls = await run("calm", 1)
     doubles = put_between(monkeypatch, lambda store: LossyStore(store, 0.05, seed=60))
     stormy, stormy_calls = await run("stormy", 60)
-    assert doubles[0].lost >= 10, "too few answers were lost: this run proved nothing"
+    assert doubles[0].lost >= 5, "too few answers were lost: this run proved nothing"
     assert [state for state in stormy if state != calm] == []
     assert stormy_calls == {step_id: 60 * count for step_id, count in calm_calls.items()}
 
@@ -229,9 +227,15 @@ def call_input(**changes: Any) -> AgentCallInput:
 
 
 async def run_attempt(
-    call: AgentCallInput, invoker: ScriptedAgentInvoker, stores: Stores, executions: Any, **info: Any
+    call: AgentCallInput,
+    invoker: ScriptedAgentInvoker,
+    stores: Stores,
+    executions: Any,
+    on_heartbeat: Callable[..., None] = lambda *details: None,
+    **info: Any,
 ) -> StepOutcome:
     environment = ActivityEnvironment()
+    environment.on_heartbeat = on_heartbeat
     environment.payload_converter = data_converter(1024).payload_converter
     now = datetime.now(UTC)
     usual = {"scheduled_time": now, "started_time": now, "schedule_to_close_timeout": None}
@@ -270,17 +274,23 @@ async def test_the_patience_ends_before_the_attempt_does(stores: Stores):
     assert len(invoker.calls) == 1
 
 
-async def test_reading_for_the_output_mapping_waits_for_the_store(
-    engine_config: dict[str, object], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mapping", ["input_mapping", "output_mapping"])
+async def test_what_a_mapping_reads_is_waited_for(
+    engine_config: dict[str, object], monkeypatch: pytest.MonkeyPatch, mapping: str
 ):
-    """The agent has been paid when its output is mapped: what the mapping reads beside the reply is waited for."""
+    """It is fetched before the agent is paid, and a store that is away costs no attempt."""
+    reading = {"text": "${output.text}", "all": "${steps.a.output}"}
     steps = [
         {"id": "a", "agent_id": "agent-large"},
         {
             "id": "b",
             "agent_id": "agent-writer",
-            "input_mapping": {},
-            "output_mapping": {"text": "${output.text}", "all": "${steps.a.output}"},
+            "retry_policy": {"max_retries": 0},
+            **(
+                {"input_mapping": {}, "output_mapping": reading}
+                if mapping == "output_mapping"
+                else {"input_mapping": {"all": reading["all"]}, "output_mapping": {"text": "${output.text}"}}
+            ),
         },
     ]
     doubles = put_between(monkeypatch, lambda store: DeafStore(store, get_artifact=3), "artifacts")
@@ -290,7 +300,38 @@ async def test_reading_for_the_output_mapping_waits_for_the_store(
         result = await engine.get_execution_result(execution["execution_id"], wait=60)
     assert doubles[0].refused == 3
     assert result["status"] == "completed"
+    assert result["steps"]["b"]["attempts"] == 1
     assert calls_by_step(invoker) == {"a": 1, "b": 1}
+
+
+async def test_a_store_that_hangs_does_not_look_like_a_lost_worker(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    """The heartbeats go on beside a write that does not return: without them Temporal would repeat the call."""
+    monkeypatch.setattr(call_session, "PULSE_SECONDS", 0.05)
+    heartbeats: list[object] = []
+    answered = asyncio.Event()
+
+    class HangingStore(DeafStore):
+        async def record_steps(self, *given: Any) -> Any:
+            await answered.wait()
+            return await stores.executions.record_steps(*given)
+
+    async def agent(_: object) -> dict[str, str]:
+        async with asyncio.timeout(10):
+            while len(heartbeats) < 5:
+                await asyncio.sleep(0.02)
+        answered.set()
+        return {"text": "done"}
+
+    invoker = scripted({"agent-writer": agent})
+    outcome = await run_attempt(
+        call_input(),
+        invoker,
+        stores,
+        HangingStore(stores.executions),
+        on_heartbeat=lambda *given: heartbeats.append(given),
+    )
+    assert outcome.output.inline == {"text": "done"}
+    assert not outcome.unrecorded
 
 
 async def test_a_straggler_returns_what_is_stored(stores: Stores):

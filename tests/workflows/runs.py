@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from asyncio.subprocess import DEVNULL
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Awaitable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -212,6 +212,19 @@ async def connected(address: str, namespace: str = "default") -> Client:
 
     await until(answers, f"the server at {address} answers")
     return found[0]
+
+
+async def temporal_cli(client: Client, *arguments: str, namespace: str | None = "default") -> str:
+    """Run Temporal's own CLI against the client's server; return what it printed."""
+    binary = find_binary()
+    assert binary is not None
+    where = ["--address", client.service_client.config.target_host]
+    if namespace is not None:
+        where += ["--namespace", namespace]
+    process = await asyncio.create_subprocess_exec(str(binary.path), *arguments, *where, stdout=PIPE, stderr=STDOUT)
+    printed, _ = await process.communicate()
+    assert process.returncode == 0, printed.decode()
+    return printed.decode()
 
 
 def free_ports(count: int) -> list[int]:

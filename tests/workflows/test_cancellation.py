@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runs import Gate, create, ended, events_of, finish, start, until
+from runs import Gate, create, ended, events_of, finish, start, temporal_cli, until
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import CancelledError
 
 from engine import WorkflowEngine
 from engine.adapters.sqlite.execution_store import SqliteExecutionStore
-from engine.adapters.temporal.dev_server_binary import find_binary
 from engine.domain.agent_call import AgentFailure, FailureReason
 
 if TYPE_CHECKING:
@@ -33,26 +32,6 @@ CHAIN: list[dict[str, Any]] = [
     {"id": "b", "agent_id": "agent-b", "depends_on": ["a"]},
     {"id": "c", "agent_id": "agent-c", "depends_on": ["b"]},
 ]
-
-
-async def temporal_cli(client: Client, *arguments: str, namespace: str = "default") -> str:
-    """Run Temporal's own CLI against the server; return what it printed."""
-    binary = find_binary()
-    assert binary is not None
-    address = client.service_client.config.target_host
-    process = await asyncio.create_subprocess_exec(
-        str(binary.path),
-        *arguments,
-        "--address",
-        address,
-        "--namespace",
-        namespace,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    printed, _ = await process.communicate()
-    assert process.returncode == 0, printed.decode()
-    return printed.decode()
 
 
 async def by_facade(engine: WorkflowEngine, _: Client, execution_id: str) -> None:

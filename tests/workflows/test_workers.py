@@ -186,7 +186,12 @@ async def test_a_reset_run_takes_the_record_over_with_whatever_end(
     before = await ended(engine, stores, client, execution_id)
     assert before["status"] == "completed"
     first_run = (await client.get_workflow_handle(execution_id).describe()).run_id
-    await _reset(client, execution_id, first_run, event_id=3)
+    first_task = next(
+        event.event_id
+        for event in await events_of(client, execution_id)
+        if event.HasField("workflow_task_completed_event_attributes")
+    )
+    await _reset(client, execution_id, first_run, event_id=first_task)
     await until(lambda: _has_moved(client, execution_id, first_run), "there is a new run")
     await closed(client, execution_id)
     result = await ended(engine, stores, client, execution_id)
@@ -231,8 +236,11 @@ async def test_a_reset_in_the_middle_keeps_what_was_done_and_reopens_the_record(
     )
     await _reset(client, execution_id, first_run, event_id=joined)
     await until(lambda: len(calls) == 2, "the last step is called again")
-    status = await engine.get_execution_status(execution_id)
-    assert status["status"] == "running"
+
+    async def is_running() -> bool:
+        return (await engine.get_execution_status(execution_id))["status"] == "running"
+
+    await until(is_running, "the record is open again")
     gate.is_open = True
     result = await ended(engine, stores, client, execution_id)
     assert result["status"] == "completed"

@@ -109,9 +109,11 @@ class SqliteExecutionStore:
             elif stored.status is StepStatus.COMPLETED or stored.token > claim.token:
                 return stored
             else:
-                # An equal token is this very claim, written before and not acknowledged: its usage is in already.
-                usage = stored.usage if stored.token == claim.token else stored.usage + claim.usage
-                standing = claim.model_copy(update={"usage": usage})
+                # An equal token is this very claim, written before and not acknowledged: it is in already.
+                is_new = stored.token != claim.token
+                usage = stored.usage + claim.usage if is_new else stored.usage
+                events = [*stored.events, *claim.events] if is_new else stored.events
+                standing = claim.model_copy(update={"usage": usage, "events": events})
             enter_run(connection, claim.execution_id, claim.run_id, started_at)
             put_step(connection, step_row(self._codec, standing))
             return standing

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from activities.agent_activities import AgentActivities
 from activities.record_activities import RecordActivities
-from engine.domain.ids import AGENT_ACTIVITY_PREFIX
 from workflows.interpreter import InterpreterWorkflow
 from workflows.versions import INTERPRETER_VERSION
 
@@ -41,19 +41,15 @@ _POLLERS: Final = 10
 _EAGER_ACTIVITIES: Final = 10
 
 
-class _AgentFailuresOnce(logging.Filter):
-    """Keeps the SDK from logging an agent's failure with a traceback of ours: it is logged where it happened."""
+class _FailuresOnce(logging.Filter):
+    """Keeps the SDK from logging a failure that an activity reports on purpose: it was logged where it happened."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        match getattr(record, "temporal_activity", None):
-            case {"activity_type": str(activity_type)}:
-                is_agent = activity_type.startswith(AGENT_ACTIVITY_PREFIX)
-                return not (is_agent and str(record.msg).startswith("Completing activity as failed"))
-            case _:
-                return True
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, ApplicationError) and str(record.msg).startswith("Completing activity as failed"))
 
 
-_AGENT_FAILURES_ONCE: Final = _AgentFailuresOnce()
+_FAILURES_ONCE: Final = _FailuresOnce()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +89,7 @@ def build_worker(
     records = RecordActivities(
         parts.plans, parts.executions, parts.artifacts, parts.state, parts.runtime, parts.search_attributes
     )
-    logging.getLogger("temporalio.activity").addFilter(_AGENT_FAILURES_ONCE)
+    logging.getLogger("temporalio.activity").addFilter(_FAILURES_ONCE)
     return Worker(
         client,
         task_queue=task_queue,
