@@ -7,6 +7,7 @@ Making the parts connects to nothing; every one opens at its first use.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from temporalio.client import Interceptor
+    from temporalio.runtime import Runtime
 
     from engine.adapters.temporal.connection import TemporalConnection
     from engine.adapters.temporal.runtime import TemporalRuntime
@@ -90,7 +92,7 @@ class EngineSession:
             settings.data_dir,
             settings.compression_threshold,
             interceptors,
-            _metrics_runtime(settings),
+            None if settings.metrics_address is None else _metrics_runtime(settings.metrics_address),
         )
         embeds_worker = settings.worker == "embedded"
         self.runtime: TemporalRuntime = TemporalRuntime(
@@ -312,12 +314,12 @@ def _open_tracing():  # noqa: ANN202
     return open_tracing()
 
 
-def _metrics_runtime(settings: EngineSettings):  # noqa: ANN202
-    if settings.metrics_address is None:
-        return None
+@functools.cache
+def _metrics_runtime(address: str) -> Runtime:
+    # Kept, because it lets its port go only with the process, and an engine may be opened again.
     from engine.observability import prometheus_runtime
 
-    return prometheus_runtime(settings.metrics_address)
+    return prometheus_runtime(address)
 
 
 def _now() -> datetime:

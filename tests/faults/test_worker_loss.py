@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 from worker_programs import until
 
+from engine import WorkflowEngine
+from engine.testing import ScriptedAgentInvoker
+
 if TYPE_CHECKING:
     from worker_programs import Ledger, Workers
 
-    from engine import WorkflowEngine
+    from engine import AgentCall
 
 
 def steps(*ids: str, max_retries: int = 0, **fields: object) -> list[dict[str, object]]:
@@ -143,3 +146,31 @@ async def test_without_a_worker_the_status_says_so(client_engine: WorkflowEngine
     result = await client_engine.get_execution_result(execution["execution_id"], wait=60)
     assert result["status"] == "completed"
     assert "hint" not in await client_engine.get_execution_status(execution["execution_id"])
+
+
+async def test_an_engine_that_closes_in_the_middle_leaves_the_step_to_the_next(engine_config: dict[str, object]):
+    """An embedded worker gives a running step five seconds; then it is lost, which is not the agent's failure."""
+    seen: list[tuple[int, str]] = []
+
+    async def agent(_: object, call: AgentCall) -> dict[str, int]:
+        seen.append((call.attempt, call.idempotency_key))
+        if len(seen) == 1:
+            await asyncio.Event().wait()
+        return {"call": len(seen)}
+
+    def engine() -> WorkflowEngine:
+        return WorkflowEngine(engine_config, invoker=ScriptedAgentInvoker({"agent-ledger": agent}))
+
+    async with engine() as first:
+        await first.register_agent("Ledger", config={"function": "ledger_agents:work"})
+        workflow_id = await first.create_workflow(name="Closed", steps=steps("a", "b"))
+        execution = await first.execute_workflow(workflow_id)
+        await until(lambda: seen, "step a to begin")
+    async with engine() as second:
+        # Reading its result is what brings the second engine's worker up.
+        result = await second.get_execution_result(execution["execution_id"], wait=60)
+    assert result["status"] == "completed"
+    assert result["steps"]["a"]["output"] == {"call": 2}
+    assert len(seen) == 3
+    assert seen[0][1] == seen[1][1]
+    assert step_rows(str(engine_config["data_dir"]), execution["execution_id"]) == {"a": 1, "b": 1}

@@ -37,6 +37,7 @@ SCENARIOS = {
     "failure",
     "fallback",
     "fan-out",
+    "finalize-remote",
     "invalid-input",
     "resumed-after-worker-loss",
     "retry",
@@ -128,6 +129,8 @@ def test_the_histories_hold_what_they_are_recorded_for():
     assert ids("chain") == ["s1.1", "s2.1", "s3.1"]
     assert ids("fallback") == ["s1.1", "s1.2", "s2.1"]
     assert ids("resumed-after-worker-loss") == ["s1.1", "s1.1.1", "s2.1"]
+    assert ids("finalize-remote")[0] == "s1.1"
+    assert len(ids("finalize-remote")) == 2
     assert events_of(history_of("continue-as-new"), "workflowExecutionContinuedAsNewEventAttributes")
     assert events_of(history_of("cancel"), "workflowExecutionCanceledEventAttributes")
     assert events_of(history_of("signal-cancel"), "workflowExecutionCanceledEventAttributes")
@@ -226,7 +229,8 @@ def messages_in(history: dict[str, Any]) -> list[tuple[type[BaseModel], Any]]:
         if failed := event.get("activityTaskFailedEventAttributes"):
             details = failed["failure"].get("applicationFailureInfo", {}).get("details", {}).get("payloads", [])
             found += [(messages.FailureDetails, value_of(detail)) for detail in details[:1]]
-        if marker := event.get("markerRecordedEventAttributes"):
+        marker = event.get("markerRecordedEventAttributes")
+        if marker and "failure" not in marker:
             name = value_of(marker["details"]["data"]["payloads"][0])["activity_type"]
             found.append((RESULTS[name], value_of(marker["details"]["result"]["payloads"][0])))
     return found

@@ -28,7 +28,7 @@ async def bare_server() -> AsyncGenerator[Server]:
 
 async def current_details(client: Client, execution_id: str) -> str:
     metadata: Any = await client.get_workflow_handle(execution_id).query("__temporal_workflow_metadata")
-    return str(metadata["currentDetails"])
+    return str(metadata.current_details)
 
 
 async def test_summaries_and_details_can_be_read_while_it_runs_and_afterwards(
