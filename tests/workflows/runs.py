@@ -151,6 +151,12 @@ async def closed(client: Client, execution_id: str) -> WorkflowExecutionDescript
     return described[0]
 
 
+def attributes_of(described: WorkflowExecutionDescription) -> dict[str, object]:
+    """The search attributes of a run by name."""
+    pairs: Any = described.typed_search_attributes
+    return {pair.key.name: pair.value for pair in pairs}
+
+
 async def events_of(client: Client, execution_id: str, run_id: str | None = None) -> list[HistoryEvent]:
     """The whole event history of a run, the current one unless another is asked for."""
     history = await client.get_workflow_handle(execution_id, run_id=run_id).fetch_history()

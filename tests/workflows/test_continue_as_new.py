@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from temporalio.client import Client
 
     from engine.bootstrap import Stores
+    from engine.domain.agent_call import AgentCall
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,10 @@ async def test_a_chain_goes_on_over_many_runs_and_keeps_what_is_read_later(
         "input": "${input.topic}",
         "started": "${execution.started_at}",
     }
-    steps = [*chain(length), {"id": "last", "agent_id": "agent-last", "depends_on": ["s39"], "input_mapping": reads}]
+    steps: list[dict[str, Any]] = [
+        *chain(length),
+        {"id": "last", "agent_id": "agent-last", "depends_on": ["s39"], "input_mapping": reads},
+    ]
     execution_id = await start(engine, steps, {"topic": "cats"}, {"priority": "high", "tags": ["blue"], "trace": True})
     result = await ended(engine, stores, short_runs.client, execution_id)
     assert counts == list(range(length))
@@ -93,12 +97,15 @@ async def test_wide_steps_and_failures_that_were_helped_survive_the_change_of_ru
 ):
     calls: list[str] = []
 
+    def join(given: Any) -> object:
+        return {"got": len(given["steps"])}
+
     def refuse(_: object) -> object:
         calls.append("refused")
         raise AgentFailure(FailureReason.REFUSED, "no")
 
     engine = engine_factory(
-        {"agent-no": refuse, "agent-yes": {"yes": 1}, "agent-join": lambda given: {"got": len(given["steps"])}},
+        {"agent-no": refuse, "agent-yes": {"yes": 1}, "agent-join": join},
         temporal_address=short_runs.address,
     )
     steps: list[dict[str, Any]] = []
@@ -133,8 +140,11 @@ async def test_many_small_outputs_that_are_still_read_do_not_add_up_in_what_is_c
     def answer(given: Any) -> object:
         return {"text": f"{given['n']:>1900}"}
 
+    def join(given: Any) -> object:
+        return {"texts": given["texts"][-5:]}
+
     engine = engine_factory(
-        {"agent-a": answer, "agent-z": {}, "agent-join": lambda given: {"texts": given["texts"][-5:]}},
+        {"agent-a": answer, "agent-z": {}, "agent-join": join},
         temporal_address=short_runs.address,
     )
     width = 150
@@ -160,9 +170,12 @@ async def test_a_cancel_in_the_middle_of_changing_runs_is_never_lost(
     engine_factory: EngineFactory, stores: Stores, short_runs: Server, door: str
 ):
     calls: list[str] = []
-    engine = engine_factory(
-        {"agent-a": lambda _, call: calls.append(call.execution_id)}, temporal_address=short_runs.address
-    )
+
+    def note(_: object, call: AgentCall) -> object:
+        calls.append(call.execution_id)
+        return {}
+
+    engine = engine_factory({"agent-a": note}, temporal_address=short_runs.address)
     length = 60
     workflow_steps = chain(length)
     first = await start(engine, workflow_steps)

@@ -114,7 +114,11 @@ async def test_many_middling_outputs_join_in_one_call(
 ):
     """Each of them is inline; together they would be more than a payload may have, or nearly so."""
     text = text_of(31 * KIB)
-    engine = engine_factory({"agent-a": {"text": text}, "agent-join": lambda given: {"joined": len(given["all"])}})
+
+    def join(given: Any) -> object:
+        return {"joined": len(given["all"])}
+
+    engine = engine_factory({"agent-a": {"text": text}, "agent-join": join})
     steps: list[dict[str, Any]] = [{"id": f"s{number}", "agent_id": "agent-a"} for number in range(count)]
     steps.append(
         {
@@ -170,7 +174,7 @@ async def test_an_input_over_64_mib_is_refused_before_anything_is_written(
 
 async def test_an_output_over_64_mib_is_an_invalid_output(engine_factory: EngineFactory):
     half = text_of(33 * KIB**2)
-    engine = engine_factory({"agent-a": lambda _: {"a": half, "b": half}})
+    engine = engine_factory({"agent-a": {"a": half, "b": half}})
     execution_id = await start(
         engine, [{"id": "a", "agent_id": "agent-a", "retry_policy": {"max_retries": 0}, "timeout": 60}]
     )

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runs import EngineFactory, Gate, closed, create, echo, ended, finish, temporal_cli, until
+from runs import EngineFactory, Gate, attributes_of, closed, create, echo, ended, finish, temporal_cli, until
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
@@ -50,7 +50,7 @@ async def test_the_cli_starts_a_workflow_by_its_id(engine_factory: EngineFactory
     listed = await engine.list_executions(workflow_id)
     assert f"{queue}-cli" in {item["execution_id"] for item in listed["items"]}
     described = await client.get_workflow_handle(f"{queue}-cli").describe()
-    found = {pair.key.name: pair.value for pair in described.typed_search_attributes}
+    found = attributes_of(described)
     assert found["BatonWorkflow"] == workflow_id
     assert found["BatonVersion"] == 1
 
