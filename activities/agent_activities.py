@@ -18,7 +18,7 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
 from activities.call_session import CallFacts, CallSession
-from activities.failures import application_error, engine_application_error, is_final
+from activities.failures import application_error, is_final, store_application_error
 from activities.operand_values import fetch_operands, output_mapped, resolved_input
 from engine import request_context
 from engine.domain.agent_call import AgentFailure, AgentInvocation, AgentReply, FailureReason
@@ -159,11 +159,11 @@ class _Attempt:
         except LimitExceededError as error:
             raise self._invalid_input(error.message) from error
         except StoreError as error:
-            raise engine_application_error(error) from error
+            raise store_application_error(error, self.number, self.usage, "unasked") from error
 
     def _invalid_input(self, message: str) -> ApplicationError:
         failure = AgentFailure(FailureReason.INVALID_REQUEST, message)
-        return application_error(failure, self.call, self.number, self.usage, invalid_input=True)
+        return application_error(failure, self.call, self.number, self.usage, "input")
 
     async def _output_operands(self) -> dict[str, JsonValue | Missing]:
         """What the output mapping reads beside the reply, fetched before anything is paid for."""
@@ -173,7 +173,7 @@ class _Attempt:
                 lambda: fetch_operands(call.output_operands, call.execution_id, self.executions, self.artifacts)
             )
         except StoreError as error:
-            raise engine_application_error(error) from error
+            raise store_application_error(error, self.number, self.usage, "unasked") from error
 
     async def _output(self, reply: AgentReply, operands: dict[str, JsonValue | Missing]) -> Value:
         mapped = output_mapped(self.call, reply, operands)
@@ -184,7 +184,7 @@ class _Attempt:
         except LimitExceededError as error:
             raise AgentFailure(FailureReason.INVALID_OUTPUT, error.message) from error
         except StoreError as error:
-            raise engine_application_error(error) from error
+            raise store_application_error(error, self.number, self.usage, "store") from error
         return Value(ref=declare(mapped, self.call.declared, artifact))
 
     async def _claim(self) -> StepOutcome | None:
@@ -192,7 +192,7 @@ class _Attempt:
         try:
             stored = await self._with_patience(lambda: self.executions.claim_step(claim, self.call.run_started_at))
         except StoreError as error:
-            raise engine_application_error(error) from error
+            raise store_application_error(error, self.number, self.usage, "unasked") from error
         if stored.status is StepStatus.COMPLETED and stored.output is not None:
             return self._outcome(stored)
         if stored.token != self.token:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from temporalio.exceptions import ApplicationError
 
 from engine.domain.agent_call import NON_RETRYABLE_REASONS, AgentFailure
 from engine.domain.messages import FailureDetails
-from engine.errors import EngineError
+from engine.errors import EngineError, StoreError
 
 if TYPE_CHECKING:
     from engine.domain.execution import Usage
@@ -28,10 +28,14 @@ def is_final(failure: AgentFailure, call: AgentCallInput, attempt: int) -> bool:
 
 
 def application_error(
-    failure: AgentFailure, call: AgentCallInput, attempt: int, usage: Usage, *, invalid_input: bool = False
+    failure: AgentFailure,
+    call: AgentCallInput,
+    attempt: int,
+    usage: Usage,
+    cause: Literal["agent", "input"] = "agent",
 ) -> ApplicationError:
     """The Application Error of a failed attempt: its type is the reason, a provider's wait the next delay."""
-    details = FailureDetails(attempt=attempt, usage=usage, invalid_input=invalid_input, details=failure.details)
+    details = FailureDetails(attempt=attempt, usage=usage, cause=cause, details=failure.details)
     delay: timedelta | None = failure.retry_after
     return ApplicationError(
         failure.message[:MAX_MESSAGE_CHARS],
@@ -39,6 +43,19 @@ def application_error(
         type=failure.reason.value,
         non_retryable=is_final(failure, call, attempt),
         next_retry_delay=delay,
+    )
+
+
+def store_application_error(
+    error: StoreError, attempt: int, usage: Usage, cause: Literal["store", "unasked"]
+) -> ApplicationError:
+    """A store's fault around an agent's call; once the agent has answered, nothing may repeat the call."""
+    details = FailureDetails(attempt=attempt, usage=usage, cause=cause)
+    return ApplicationError(
+        error.message,
+        details.model_dump(mode="json", exclude_unset=True),
+        type=error.code.value,
+        non_retryable=cause == "store",
     )
 
 

@@ -202,18 +202,7 @@ class InterpreterWorkflow:
     ) -> None:
         # The next run may read what they hold from the store.
         while progress.decided:
-            await workflow.execute_activity(
-                ACTIVITY_RECORD_DECISIONS,
-                RecordDecisionsInput(
-                    execution_id=progress.facts.execution_id,
-                    run_id=progress.facts.run_id,
-                    run_started_at=progress.facts.owned_since(workflow.now()),
-                    decided=progress.take_some_decided(),
-                ),
-                start_to_close_timeout=REMOTE_TIMEOUT,
-                retry_policy=REMOTE_RETRY,
-                summary="record decisions",
-            )
+            await self._record_some_decisions(progress)
         await workflow.wait_condition(workflow.all_handlers_finished)
         if self._news:
             return
@@ -223,6 +212,20 @@ class InterpreterWorkflow:
                 None if envelope.input_ref else arguments.input,
                 envelope.model_copy(update={"carried": carried}),
             ]
+        )
+
+    async def _record_some_decisions(self, progress: ExecutionProgress) -> None:
+        await workflow.execute_activity(
+            ACTIVITY_RECORD_DECISIONS,
+            RecordDecisionsInput(
+                execution_id=progress.facts.execution_id,
+                run_id=progress.facts.run_id,
+                run_started_at=progress.facts.owned_since(workflow.now()),
+                decided=progress.take_some_decided(),
+            ),
+            start_to_close_timeout=REMOTE_TIMEOUT,
+            retry_policy=REMOTE_RETRY,
+            summary="record decisions",
         )
 
     async def _end(self, progress: ExecutionProgress, envelope: StartEnvelope) -> JsonValue:
@@ -237,6 +240,8 @@ class InterpreterWorkflow:
                 progress.fail_output(error)
                 ending = progress.ending or ending
         workflow.set_current_details(step_table(progress))
+        while progress.has_many_decided:
+            await self._record_some_decisions(progress)
         result = await self._finalize(progress, ending, output, envelope)
         if ending.status is ExecutionStatus.CANCELLED:
             raise asyncio.CancelledError

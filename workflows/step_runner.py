@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from temporalio import workflow
 from temporalio.exceptions import (
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 
 WORKER_SHUTDOWN = "WorkerShutdown"
 """Type of the failure that the SDK reports for an activity that a stopping worker cancelled."""
+
+
+_KINDS: Final[Mapping[str, Literal["agent", "input", "store", "lost"]]] = {
+    "agent": "agent",
+    "input": "input",
+    "store": "store",
+    "unasked": "lost",
+}
 
 
 class StepRunner:
@@ -94,7 +103,7 @@ def _agent_failure(cause: ApplicationError) -> CallFailure:
     if cause.details:
         details = FailureDetails.model_validate(cause.details[0])
     return CallFailure(
-        "input" if details.invalid_input else "agent",
+        _KINDS[details.cause],
         reason,
         cause.message,
         details.attempt,

@@ -8,7 +8,7 @@ envelope, so a change of behaviour is a plain branch on data.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -217,8 +217,9 @@ class FailureDetails(_Message):
 
     attempt: int = 1
     usage: Usage = Field(default_factory=Usage)
-    invalid_input: bool = False
-    """The input could not be resolved: neither a retry nor a fallback would help."""
+    cause: Literal["agent", "input", "store", "unasked"] = "agent"
+    """``input``: it could not be resolved. ``store``: the agent answered, and its output could not be kept.
+    ``unasked``: a store kept the agent from being called at all. Only the first is the agent's fault."""
     details: JsonObject = Field(default_factory=dict[str, JsonValue])
 
 

@@ -47,6 +47,7 @@ __all__ = ["CallFailure", "Ending", "ExecutionProgress", "InvokeAgent", "RunFact
 MAX_PENDING_CALLS: Final = 500
 MAX_WINDOW_BYTES: Final = 2 * 1024 * 1024
 MAX_RESUMES: Final = 3
+_CODES: Final = {"input": ErrorCode.INVALID_INPUT, "store": ErrorCode.DATABASE_ERROR}
 _UNMEASURED_CALLS: Final = MAX_WINDOW_BYTES // (256 * 1024) - 1
 
 
@@ -86,8 +87,9 @@ class InvokeAgent:
 class CallFailure:
     """How a scheduled call ended without an outcome."""
 
-    kind: Literal["agent", "timeout", "lost", "cancelled", "input"]
-    """``lost``: by a heartbeat timeout or a worker's shutdown, which are not the agent's fault."""
+    kind: Literal["agent", "timeout", "lost", "cancelled", "input", "store"]
+    """``lost``: by a heartbeat timeout, a worker's shutdown or a store that kept the agent from being called.
+    ``store``: the agent answered, and its output could not be kept."""
     reason: str
     message: str
     attempts: int
@@ -215,7 +217,7 @@ class ExecutionProgress:
             return self._schedule(step, state, sent.model_copy(update={"resumed": True, "decided": []}), 1)
         state.attempts += failure.attempts
         self.usage += failure.usage
-        if failure.kind != "input" and state.choice + 1 < len(step.agents):
+        if failure.kind not in ("input", "store") and state.choice + 1 < len(step.agents):
             self._close_call(step_id, StepStatus.FAILED, failure, now, "step.fell_back")
             state.choice += 1
             return self._invoke(step, now)
@@ -266,6 +268,16 @@ class ExecutionProgress:
         """Hand over the decisions that no activity has recorded."""
         decided, self.decided = self.decided, []
         return decided
+
+    @property
+    def has_many_decided(self) -> bool:
+        """Whether they would not fit into one payload beside an execution's end."""
+        size_bytes = 0
+        for record in self.decided:
+            size_bytes += len(record.model_dump_json())
+            if size_bytes > MAX_SENT_DECISIONS_BYTES:
+                return True
+        return False
 
     def take_some_decided(self) -> list[StepRecord]:
         """Hand over the oldest of them, as many as one payload has room for, but one at least."""
@@ -397,7 +409,7 @@ class ExecutionProgress:
         state.completed_at = now
         address = call_address(step_id, None, state.n)
         if status is StepStatus.FAILED:
-            code = ErrorCode.INVALID_INPUT if failure.kind == "input" else ErrorCode.AGENT_ERROR
+            code = _CODES.get(failure.kind, ErrorCode.AGENT_ERROR)
             state.error = ErrorPayload(
                 code=code,
                 message=failure.message,

@@ -51,10 +51,15 @@ def slow_announcements(answered: list[str]) -> Generator[None]:
 
     class SlowStore(SqliteExecutionStore):
         async def record_steps(self, steps: list[StepRecord], run_started_at: datetime) -> list[StepRecord]:
-            if steps[-1].status is StepStatus.RUNNING:
-                while not answered:
-                    await asyncio.sleep(0.01)
-                await asyncio.sleep(0.2)
+            if steps[-1].status is not StepStatus.RUNNING:
+                return await super().record_steps(steps, run_started_at)
+            # As a write that has left for the database: who waits for it may be cancelled, the write goes on.
+            return await asyncio.shield(asyncio.create_task(self._late(steps, run_started_at)))
+
+        async def _late(self, steps: list[StepRecord], run_started_at: datetime) -> list[StepRecord]:
+            while not answered:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
             return await super().record_steps(steps, run_started_at)
 
     with pytest.MonkeyPatch.context() as patch:
