@@ -34,6 +34,7 @@ class ScriptedAgentInvoker:
         """Every call so far, in order."""
         self._scripts = dict(scripts)
         self._counts: dict[str, int] = {}
+        self._take_call: dict[Callable[..., object], bool] = {}
 
     async def invoke_agent(self, invocation: AgentInvocation) -> AgentReply:
         """Answer from the script.
@@ -47,7 +48,7 @@ class ScriptedAgentInvoker:
             raise AgentFailure(FailureReason.INVALID_REQUEST, f"No script for agent {agent_id}")
         entry = self._next_entry(agent_id)
         if callable(entry) and not isinstance(entry, type):
-            entry = await _called(entry, invocation)
+            entry = await self._called(entry, invocation)
         if isinstance(entry, AgentFailure):
             raise entry
         if isinstance(entry, Exception):
@@ -62,17 +63,17 @@ class ScriptedAgentInvoker:
             return entries[min(count, len(entries)) - 1]
         return script
 
-
-async def _called(function: Callable[..., object], invocation: AgentInvocation) -> object:
-    arguments: list[object] = [invocation.input]
-    if len(inspect.signature(function).parameters) > 1:
-        arguments.append(invocation.call)
-    try:
-        answer = function(*arguments)
-        if inspect.isawaitable(answer):
-            return await answer
-    except (AgentFailure, asyncio.CancelledError):
-        raise
-    except Exception as error:  # noqa: BLE001 - a script may raise anything, as an agent may
-        return error
-    return answer
+    async def _called(self, function: Callable[..., object], invocation: AgentInvocation) -> object:
+        if function not in self._take_call:
+            self._take_call[function] = len(inspect.signature(function).parameters) > 1
+        try:
+            answer = (
+                function(invocation.input, invocation.call) if self._take_call[function] else function(invocation.input)
+            )
+            if inspect.isawaitable(answer):
+                return await answer
+        except (AgentFailure, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a script may raise anything, as an agent may
+            return error
+        return answer

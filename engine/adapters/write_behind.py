@@ -1,7 +1,8 @@
 """Live state written behind its writer's back: a step never waits for what may be lost at any time.
 
-A wrapper with the port it wraps. Writes leave in the order they were asked for; what goes wrong is logged, because the
-port's callers do nothing else. When the store hangs, what waits is kept and more is dropped: readers rebuild live
+A wrapper with the port it wraps. What is asked for within a few milliseconds leaves together, one write an execution,
+so that short steps cost less than a write each; an execution's end leaves at once. What goes wrong is logged, because
+the port's callers do nothing else. When the store hangs, what waits is kept and more is dropped: readers rebuild live
 state from the records.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from engine.errors import StoreError
@@ -23,7 +25,15 @@ __all__ = ["WriteBehindStateStore"]
 
 _logger = logging.getLogger(__name__)
 
+GATHER_SECONDS: Final = 0.01
 MAX_WAITING: Final = 1000
+
+
+@dataclass(slots=True)
+class _Transition:
+    execution: LiveExecution | None = None
+    steps: list[LiveStep] = field(default_factory=list["LiveStep"])
+    events: list[Event] = field(default_factory=list["Event"])
 
 
 class WriteBehindStateStore:
@@ -31,7 +41,9 @@ class WriteBehindStateStore:
 
     def __init__(self, store: StateStore) -> None:
         self._store = store
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._gathered: dict[str, _Transition] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: set[asyncio.Task[None]] = set()
 
     async def record_transition(
         self,
@@ -42,12 +54,19 @@ class WriteBehindStateStore:
         events: list[Event] | None = None,
     ) -> None:
         """Ask for a write, and go on."""
-        if len(self._waiting) >= MAX_WAITING:
-            _logger.warning("Live state of %s was not written: too many writes are waiting", execution_id)
-            return
-        task = asyncio.create_task(self._write(execution_id, execution, steps, events))
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
+        transition = self._gathered.get(execution_id)
+        if transition is None:
+            if len(self._gathered) + len(self._writing) >= MAX_WAITING:
+                _logger.warning("Live state of %s was not written: too many writes are waiting", execution_id)
+                return
+            transition = self._gathered[execution_id] = _Transition()
+        transition.execution = execution or transition.execution
+        transition.steps.extend(steps or ())
+        transition.events.extend(events or ())
+        if execution is not None and execution.status.is_terminal:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._flush)
 
     async def get_live_state(self, execution_id: str) -> LiveState | None:
         """See ``StateStore``."""
@@ -65,17 +84,27 @@ class WriteBehindStateStore:
 
     async def aclose(self) -> None:
         """Wait until all that was asked for is written."""
-        while self._waiting:
-            await asyncio.wait(list(self._waiting))
+        self._flush()
+        while self._writing:
+            await asyncio.wait(list(self._writing))
 
-    async def _write(
-        self,
-        execution_id: str,
-        execution: LiveExecution | None,
-        steps: list[LiveStep] | None,
-        events: list[Event] | None,
-    ) -> None:
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        gathered, self._gathered = self._gathered, {}
+        for execution_id, transition in gathered.items():
+            task = asyncio.create_task(self._write(execution_id, transition))
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+
+    async def _write(self, execution_id: str, transition: _Transition) -> None:
         try:
-            await self._store.record_transition(execution_id, execution=execution, steps=steps, events=events)
+            await self._store.record_transition(
+                execution_id,
+                execution=transition.execution,
+                steps=transition.steps or None,
+                events=transition.events or None,
+            )
         except StoreError as error:
             _logger.warning("Live state of %s was not written: %s", execution_id, error)

@@ -103,8 +103,8 @@ class ExecutionService:
         existing = await self._executions.create_execution(record, prepared.encoded)
         if existing is not None:
             return await self._join(existing, content_hash(input_data))
-        run, _ = await asyncio.gather(self._start_run(record, prepared.plan), self._plans.publish_start(record))
-        return StartedExecution(record, run)
+        started, _ = await asyncio.gather(self._started(record, prepared.plan), self._plans.publish_start(record))
+        return started
 
     async def cancel_execution(self, execution_id: str, reason: str | None) -> bool:
         """Ask for cancellation; return False when the execution is over.
@@ -168,13 +168,15 @@ class ExecutionService:
         encoded = await self._executions.get_plan(existing.plan_hash)
         if encoded is None:
             raise InternalError(f"The plan of execution {existing.execution_id} is not in the store")
+        return await self._started(existing, ExecutionPlan.model_validate_json(encoded))
+
+    async def _started(self, record: ExecutionRecord, plan: ExecutionPlan) -> StartedExecution:
         try:
-            run = await self._start_run(existing, ExecutionPlan.model_validate_json(encoded))
+            return StartedExecution(record, await self._start_run(record, plan))
         except ConflictError:
-            # It has run to its end since: the record says how.
-            latest = await self._executions.get_execution(existing.execution_id)
-            return StartedExecution(latest or existing, None)
-        return StartedExecution(existing, run)
+            # It has run to its end already: the record says how.
+            latest = await self._executions.get_execution(record.execution_id)
+            return StartedExecution(latest or record, None)
 
     async def _start_run(self, record: ExecutionRecord, plan: ExecutionPlan) -> StartedRun:
         return await self._runtime.start_run(

@@ -26,7 +26,7 @@ from engine.adapters.temporal.closes import describe_close, find_cancel_request
 from engine.adapters.temporal.connection import RPC_TIMEOUT, temporal_failures
 from engine.adapters.temporal.dev_server import search_attributes
 from engine.domain.step_table import plan_table
-from engine.errors import ConflictError
+from engine.errors import ConflictError, InternalError
 from engine.ports.execution_runtime import RunDescription, RuntimeHealth, StartedRun
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from engine.adapters.temporal.connection import TemporalConnection
     from engine.domain.execution import Cancellation
+    from engine.domain.messages import StartEnvelope
     from engine.domain.plan import ExecutionPlan
     from engine.ports.execution_runtime import StartRequest
 
@@ -45,6 +46,11 @@ _PRIORITIES: Final = {"high": 1, "normal": 3, "low": 5}
 _POLLER_MAX_AGE_SECONDS: Final = 1.0
 _MAX_KNOWN_PLANS: Final = 1000
 _SUMMARY_BYTES: Final = 400
+START_TIMEOUT: Final = timedelta(seconds=3)
+MAX_STARTS: Final = 8
+"""Tries of one start while the server is alive and does not answer in time."""
+_ALIVE_TIMEOUT: Final = timedelta(seconds=1.5)
+_UNANSWERED: Final = (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED)
 
 
 class TemporalRuntime:
@@ -79,37 +85,9 @@ class TemporalRuntime:
                 "search_attributes": sorted(registered),
             }
         )
-        deadline = envelope.deadline_at
-        with temporal_failures(_address(client)):
-            try:
-                handle = await client.start_workflow(
-                    plan.definition_id,
-                    args=[request.input, envelope],
-                    id=request.execution_id,
-                    task_queue=self._task_queue,
-                    execution_timeout=None if deadline is None else _left(deadline) + BACKSTOP,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                    memo={
-                        "workflow_id": plan.definition_id,
-                        "version": plan.version,
-                        "plan_hash": request.plan_hash,
-                    },
-                    search_attributes=_attributes(plan, envelope.options.tags, registered),
-                    priority=Priority(priority_key=_PRIORITIES[envelope.options.priority]),
-                    static_summary=_cut(f"{plan.name} (version {plan.version})"),
-                    static_details=plan_table(plan),
-                    request_eager_start=True,
-                    rpc_timeout=RPC_TIMEOUT,
-                )
-            except WorkflowAlreadyStartedError as error:
-                raise ConflictError(
-                    f"Execution {request.execution_id} has ended in Temporal", {"execution_id": request.execution_id}
-                ) from error
-        run_id = handle.result_run_id or handle.first_execution_run_id or ""
-        return StartedRun(
-            run_id, client.namespace, self._task_queue, self._ui_url(client, request.execution_id, run_id)
-        )
+        run_id = await self._start(client, request, envelope, registered)
+        ui_url = self.ui_url(request.execution_id, run_id, client.namespace)
+        return StartedRun(run_id, client.namespace, self._task_queue, ui_url)
 
     async def request_cancel(self, execution_id: str, reason: str | None) -> bool:
         """See ``ExecutionRuntime``."""
@@ -201,8 +179,49 @@ class TemporalRuntime:
         page = f"{base}/namespaces/{quote(namespace, safe='')}/workflows/{quote(execution_id, safe='')}"
         return f"{page}/{quote(run_id, safe='')}/history" if run_id else page
 
-    def _ui_url(self, client: Client, execution_id: str, run_id: str) -> str | None:
-        return self.ui_url(execution_id, run_id, client.namespace)
+    async def _start(
+        self, client: Client, request: StartRequest, envelope: StartEnvelope, registered: frozenset[str]
+    ) -> str:
+        """Start the run and return its id; repeat a start that was not answered while the server is alive.
+
+        A server under load may answer late; the id makes a repeated start join the run of the first one.
+        """
+        for last in (False,) * (MAX_STARTS - 1) + (True,):
+            with temporal_failures(_address(client)):
+                try:
+                    return await self._start_once(client, request, envelope, registered)
+                except WorkflowAlreadyStartedError as error:
+                    raise ConflictError(
+                        f"Execution {request.execution_id} has ended in Temporal",
+                        {"execution_id": request.execution_id, "run_id": error.run_id},
+                    ) from error
+                except RPCError as error:
+                    if last or error.status not in _UNANSWERED or not await _is_alive(client):
+                        raise
+        raise InternalError("The last start neither returned nor raised")
+
+    async def _start_once(
+        self, client: Client, request: StartRequest, envelope: StartEnvelope, registered: frozenset[str]
+    ) -> str:
+        plan = request.plan
+        deadline = envelope.deadline_at
+        handle = await client.start_workflow(
+            plan.definition_id,
+            args=[request.input, envelope],
+            id=request.execution_id,
+            task_queue=self._task_queue,
+            execution_timeout=None if deadline is None else _left(deadline) + BACKSTOP,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            memo={"workflow_id": plan.definition_id, "version": plan.version, "plan_hash": request.plan_hash},
+            search_attributes=_attributes(plan, envelope.options.tags, registered),
+            priority=Priority(priority_key=_PRIORITIES[envelope.options.priority]),
+            static_summary=_cut(f"{plan.name} (version {plan.version})"),
+            static_details=plan_table(plan),
+            request_eager_start=True,
+            rpc_timeout=START_TIMEOUT,
+        )
+        return handle.result_run_id or handle.first_execution_run_id or ""
 
     def _is_inline(self, plan_hash: str, plan: ExecutionPlan) -> bool:
         known = self._inlined.get(plan_hash)
@@ -213,6 +232,13 @@ class TemporalRuntime:
             if len(self._inlined) > _MAX_KNOWN_PLANS:
                 self._inlined.popitem(last=False)
         return known
+
+
+async def _is_alive(client: Client) -> bool:
+    try:
+        return await client.service_client.check_health(timeout=_ALIVE_TIMEOUT)
+    except RPCError:
+        return False
 
 
 def _address(client: Client) -> str:
