@@ -46,7 +46,7 @@ CHAIN: list[dict[str, Any]] = [
 
 
 @contextmanager
-def slow_announcements(answered: list[str]) -> Generator[None]:
+def slow_announcements(answered: list[str], landed: list[str]) -> Generator[None]:
     """The write that says running is held back until the agent has answered, and a moment longer."""
 
     class SlowStore(SqliteExecutionStore):
@@ -60,7 +60,9 @@ def slow_announcements(answered: list[str]) -> Generator[None]:
             while not answered:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)
-            return await super().record_steps(steps, run_started_at)
+            stood = await super().record_steps(steps, run_started_at)
+            landed.append(steps[-1].step_id)
+            return stood
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.adapters.sqlite.execution_store.SqliteExecutionStore", SlowStore)
@@ -72,6 +74,7 @@ async def test_a_slow_word_that_a_step_runs_never_replaces_its_outcome(
     engine_factory: EngineFactory, stores: Stores, client: Client, *, fails_first: bool
 ):
     answered: list[str] = []
+    landed: list[str] = []
 
     async def answer(_: object, call: AgentCall) -> object:
         await asyncio.sleep(0.2)
@@ -80,9 +83,11 @@ async def test_a_slow_word_that_a_step_runs_never_replaces_its_outcome(
             raise AgentFailure(FailureReason.UNAVAILABLE, "not yet")
         return {"done": 1}
 
-    with slow_announcements(answered):
+    with slow_announcements(answered, landed):
         engine = engine_factory({"agent-a": answer, "agent-b": {}})
         execution_id = await start(engine, [{**CHAIN[0], "retry_policy": FAST_RETRIES}, CHAIN[1]])
+        await closed(client, execution_id)
+        await until(lambda: landed, "the word that it runs has reached the database")
         result = await ended(engine, stores, client, execution_id)
     assert result["steps"]["a"]["status"] == "completed"
     assert result["steps"]["a"]["output"] == {"done": 1}
