@@ -1,6 +1,6 @@
 """Live state written behind its writer's back: a step never waits for what may be lost at any time.
 
-A wrapper with the port it wraps. What is asked for within a few milliseconds leaves together, one write an execution,
+A wrapper with the port it wraps. What is asked for within 100 ms leaves together, one write an execution,
 so that short steps cost less than a write each; an execution's end leaves at once. What goes wrong is logged, because
 the port's callers do nothing else. When the store hangs, what waits is kept and more is dropped: readers rebuild live
 state from the records.
@@ -25,7 +25,8 @@ __all__ = ["WriteBehindStateStore"]
 
 _logger = logging.getLogger(__name__)
 
-GATHER_SECONDS: Final = 0.01
+GATHER_SECONDS: Final = 0.1
+"""Far less than the second that a status may be old, and as often as a watcher's eye wants news."""
 MAX_WAITING: Final = 1000
 
 
