@@ -165,6 +165,7 @@ class InterpreterWorkflow:
             execution_id=info.workflow_id,
             run_id=info.run_id,
             run_started_at=info.start_time,
+            first_run_id=info.first_execution_run_id,
             definition_id=info.workflow_type,
             plan_hash=envelope.plan_hash if envelope else None,
             input=None if envelope else arguments.input,

@@ -124,6 +124,8 @@ class LoadPlanInput(_Message):
     execution_id: str
     run_id: str
     run_started_at: datetime
+    first_run_id: str | None = None
+    """Of the chain of runs: another one than ``run_id`` when this run was reset or continues one."""
     definition_id: str
     plan_hash: str | None = None
     input: JsonValue = None

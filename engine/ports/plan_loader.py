@@ -18,6 +18,7 @@ class PlanLoader(Protocol):
 
         Raises:
             DefinitionNotFoundError: a definite no; a store that does not answer is ``StoreError``.
+            ConflictError: the id belongs to an execution that another run began.
             InvalidInputError, AgentNotFoundError, UnsupportedError: the definition can't be run as it stands.
         """
         ...

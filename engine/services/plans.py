@@ -24,6 +24,7 @@ from engine.domain.plan import ExecutionPlan, agent_ids_of, compile_plan
 from engine.domain.validation import check_input
 from engine.errors import (
     AgentNotFoundError,
+    ConflictError,
     DefinitionNotFoundError,
     InvalidInputError,
     LimitExceededError,
@@ -140,7 +141,7 @@ class PlanService:
         return Value(ref=declare(input_data, prepared.plan.declared_input, artifact))
 
     async def load_plan(self, request: LoadPlanInput) -> LoadPlanResult:
-        """See ``PlanLoader``."""
+        """See ``PlanLoader``; a workflow id that was used before is a ``ConflictError``."""
         if request.plan_hash is not None:
             encoded = await self._executions.get_plan(request.plan_hash)
             if encoded is None:
@@ -149,6 +150,15 @@ class PlanService:
                 )
             return LoadPlanResult(plan=ExecutionPlan.model_validate_json(encoded), plan_hash=request.plan_hash)
         existing = await self._executions.get_execution(request.execution_id)
+        if (
+            existing is not None
+            and existing.run_id not in (None, request.run_id)
+            and request.first_run_id == request.run_id
+        ):
+            raise ConflictError(
+                f"The workflow id {request.execution_id} was used by an execution before; start with another one",
+                {"execution_id": request.execution_id, "run_id": existing.run_id},
+            )
         if existing is not None and (encoded := await self._executions.get_plan(existing.plan_hash)):
             # The run was reset, or the first try's answer was lost: it goes on with what it froze.
             return LoadPlanResult(

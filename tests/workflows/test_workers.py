@@ -24,6 +24,8 @@ from runs import (
 )
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetActivityRequest, ResetWorkflowExecutionRequest
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ApplicationError
 
 from engine.adapters.sqlite.execution_store import SqliteExecutionStore
 from engine.domain.agent_call import AgentFailure, FailureReason
@@ -258,7 +260,7 @@ async def test_a_reset_in_the_middle_keeps_what_was_done_and_reopens_the_record(
     assert result["steps"]["s3"]["output"] == {"text": text}
 
 
-async def test_the_same_workflow_id_started_by_hand_twice_runs_the_second_input(
+async def test_a_workflow_id_that_was_used_before_is_refused_and_its_record_stays(
     engine_factory: EngineFactory, stores: Stores, client: Client
 ):
     engine = engine_factory({"agent-a": echo})
@@ -266,13 +268,16 @@ async def test_the_same_workflow_id_started_by_hand_twice_runs_the_second_input(
     workflow_id = await create(engine, CHAIN[:1])
     warm = await engine.execute_workflow(workflow_id, {"n": 0})
     await finish(engine, warm["execution_id"])
-    for n, text in ((1, "x" * 300_000), (2, "y" * 300_000)):
-        await client.start_workflow(
-            workflow_id, {"n": n, "text": text}, id=f"{workflow_id}-again", task_queue=warm["temporal"]["task_queue"]
-        )
-        result = await ended(engine, stores, client, f"{workflow_id}-again")
-        assert result["output"]["input"]["n"] == n
-        assert result["output"]["input"]["text"] == text
+    execution_id = f"{workflow_id}-again"
+    queue = warm["temporal"]["task_queue"]
+    await client.start_workflow(workflow_id, {"n": 1}, id=execution_id, task_queue=queue)
+    first = await ended(engine, stores, client, execution_id)
+    handle = await client.start_workflow(workflow_id, {"n": 2}, id=execution_id, task_queue=queue)
+    with pytest.raises(WorkflowFailureError) as refused:
+        await handle.result()
+    assert isinstance(refused.value.cause, ApplicationError)
+    assert refused.value.cause.type == "conflict"
+    assert await engine.get_execution_result(execution_id) == first
 
 
 async def _reset(client: Client, execution_id: str, run_id: str, *, event_id: int) -> None:
