@@ -383,7 +383,7 @@ def fake_temporal(folder: Path, usage: str, version: str = "temporal version 9.9
 
 
 ALL_FLAGS = (
-    "--ip --port --ui-port --http-port --db-filename --log-level --sqlite-pragma "
+    "--ip --port --ui-port --http-port --ui-codec-endpoint --db-filename --log-level --sqlite-pragma "
     "--dynamic-config-value --search-attribute"
 )
 

@@ -295,7 +295,7 @@ async def test_without_a_state_store_every_answer_is_the_same(
     silent = dict.fromkeys(("record_transition", "get_live_state", "get_live_states", "read_events"), 10_000)
     doubles = put_between(monkeypatch, lambda store: DeafStore(store, **silent), "state")
     status, result, events = await one_execution(engine_config)
-    assert doubles[0].refused > 3
+    assert doubles[0].refused >= 2  # a gathered write and a read at the least
     assert result["status"] == status["status"] == status["steps"]["a"]["status"] == "completed"
     assert result["output"] == {"text": "done"}
     assert events == ["execution.started", "step.started", "step.completed", "execution.completed"]
