@@ -207,7 +207,7 @@ class InterpreterWorkflow:
         await workflow.wait_condition(workflow.all_handlers_finished)
         if self._news:
             return
-        carried = progress.carry(cancel_reason=None)
+        carried = progress.carry()
         workflow.continue_as_new(
             args=[
                 None if envelope.input_ref else arguments.input,

@@ -17,7 +17,6 @@ from engine.domain.execution import (
     ArtifactRef,
     Cancellation,
     ErrorPayload,
-    Event,
     ExecutionOptions,
     ExecutionStatus,
     ExecutionWarning,
@@ -115,7 +114,6 @@ class CarriedState(_Message):
     decided: list[StepRecord] = Field(default_factory=list[StepRecord])
     usage: Usage = Field(default_factory=Usage)
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
-    cancel_reason: str | None = None
 
 
 class LoadPlanInput(_Message):
@@ -262,10 +260,8 @@ class FinalizeInput(_Message):
     usage: Usage = Field(default_factory=Usage)
     decided: list[StepRecord] = Field(default_factory=list[StepRecord])
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
-    events: list[Event] = Field(default_factory=list[Event])
     step_ids: list[str] = Field(default_factory=list[str])
     """The plan's steps, so that live state can be made anew."""
-    created_at: datetime | None = None
 
 
 class FinalizeResult(_Message):

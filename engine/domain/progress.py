@@ -291,7 +291,7 @@ class ExecutionProgress:
         taken, self.decided = self.decided[:count], self.decided[count:]
         return taken
 
-    def carry(self, cancel_reason: str | None) -> CarriedState:
+    def carry(self) -> CarriedState:
         """What a run that continues this one as new needs; call it only when nothing is scheduled."""
         needed = self.values.still_read(
             [step for step in self.plan.steps if self.steps[step.id].status is StepStatus.PENDING]
@@ -310,7 +310,6 @@ class ExecutionProgress:
             decided=self.take_decided(),
             usage=self.usage,
             warnings=self.warnings[len(self.plan.warnings) :],
-            cancel_reason=cancel_reason,
         )
 
     # Inside.

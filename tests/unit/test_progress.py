@@ -357,7 +357,7 @@ def test_what_is_carried_is_what_the_rest_reads_and_it_stays_small():
         reference = ArtifactRef(artifact_id="art", size_bytes=9, declared={"output.title": "t" * 3000})
         output = Value(ref=reference) if action.step.id == "big" else outputs.get(action.step.id, "nobody reads it")
         complete(progress, action, output, usage=Usage(requests=1))
-    carried = progress.carry(None)
+    carried = progress.carry()
     assert len(carried.model_dump_json()) <= MAX_PAYLOAD_BYTES
     by_id = {settled.step_id: settled for settled in carried.settled}
     assert by_id["unread"].output is None
@@ -382,7 +382,7 @@ def test_what_is_carried_is_what_the_rest_reads_and_it_stays_small():
 
 def following_without(progress: ExecutionProgress, action: InvokeAgent) -> CarriedState:
     complete(progress, action, {})
-    return progress.carry(None)
+    return progress.carry()
 
 
 @dataclass
@@ -473,7 +473,7 @@ def reduced(script: Script, *, carry_at: frozenset[int] = frozenset()) -> Execut
         if progress.is_over:
             return progress
         if draining and not running:
-            wire = CarriedState.model_validate_json(progress.carry(None).model_dump_json())
+            wire = CarriedState.model_validate_json(progress.carry().model_dump_json())
             progress = ExecutionProgress(plan, Value.of({}), replace(FACTS, run_id=f"run-{events}"), wire)
             draining = False
             continue
