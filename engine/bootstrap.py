@@ -63,6 +63,8 @@ class Stores:
     """The ports over stores, with what keeps them open."""
 
     definitions: DefinitionStore
+    source_definitions: DefinitionStore
+    """``definitions`` without its cache."""
     agents: AgentStore
     handoffs: HandoffStore
     executions: ExecutionStore
@@ -113,7 +115,9 @@ class EngineSession:
             _now,
             settings.retry_count,
         )
-        self.definitions = DefinitionService(stores.definitions, stores.agents, _now, _suffix)
+        self.definitions = DefinitionService(
+            stores.definitions, stores.source_definitions, stores.agents, _now, _suffix
+        )
         self.agents = AgentService(stores.agents, _now)
         self.handoffs = HandoffService(stores.handoffs, stores.agents, _now, _suffix)
         self.reads = ExecutionReads(stores.executions, stores.state, self.runtime, _now)
@@ -276,6 +280,7 @@ def open_stores(settings: EngineSettings) -> Stores:
                 f"{key} is set, but the {name} adapter is not built yet; leave {key} out to use the embedded store",
                 {"key": key},
             )
+    from engine.adapters.caching import CachedAgentStore, CachedDefinitionStore, CachedHandoffStore, ReadCache
     from engine.adapters.codec import Codec
     from engine.adapters.sqlite.agent_store import SqliteAgentStore
     from engine.adapters.sqlite.artifact_store import SqliteArtifactStore
@@ -295,10 +300,12 @@ def open_stores(settings: EngineSettings) -> Stores:
     definitions = SqliteDefinitionStore(database, codec)
     executions = SqliteExecutionStore(database, codec)
     state = SqliteStateStore(live, codec, LIVE_STATE_TTL)
+    cache = ReadCache(codec, settings.cache_ttl)
     return Stores(
-        definitions=definitions,
-        agents=SqliteAgentStore(database, codec),
-        handoffs=SqliteHandoffStore(database, codec),
+        definitions=CachedDefinitionStore(definitions, cache),
+        source_definitions=definitions,
+        agents=CachedAgentStore(SqliteAgentStore(database, codec), cache),
+        handoffs=CachedHandoffStore(SqliteHandoffStore(database, codec), cache),
         executions=executions,
         analytics=executions,
         artifacts=SqliteArtifactStore(database, codec),

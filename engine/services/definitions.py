@@ -41,7 +41,8 @@ class DefinitionService:
     """Checks, stores and finds workflow definitions.
 
     Args:
-        definitions: where they live.
+        definitions: where they live; may answer ``get_definition`` from a cache.
+        source: the same without a cache, for reads that a write rests on.
         agents: asked which of a definition's agents exist.
         clock: the present, aware UTC.
         suffix: a short random text of ``a-z0-9``, for ids whose slug is taken.
@@ -50,11 +51,13 @@ class DefinitionService:
     def __init__(
         self,
         definitions: DefinitionStore,
+        source: DefinitionStore,
         agents: AgentStore,
         clock: Callable[[], datetime],
         suffix: Callable[[], str],
     ) -> None:
         self._definitions = definitions
+        self._source = source
         self._agents = agents
         self._clock = clock
         self._suffix = suffix
@@ -112,12 +115,10 @@ class DefinitionService:
             DefinitionNotFoundError: no such workflow, a deleted one, or no such version.
         """
         stored = await self._definitions.get_definition(definition_id, _parse_version(version))
-        if stored is not None and stored.status == "active":
-            return stored
         if stored is None and version is not None:
             await self.get_definition(definition_id)
             raise DefinitionNotFoundError(definition_id, version)
-        raise DefinitionNotFoundError(definition_id)
+        return _active(stored, definition_id)
 
     async def update_definition(self, definition_id: str, updates: object) -> DefinitionVersion:
         """Replace fields of a workflow by a new version; content that stays equal makes none.
@@ -136,7 +137,7 @@ class DefinitionService:
                 f"updates must be an object of fields to replace, not {type_in_words(updates)}", {"path": "updates"}
             )
         for _ in range(MAX_TRIES):
-            current = await self.get_definition(definition_id)
+            current = _active(await self._source.get_definition(definition_id), definition_id)
             definition = _checked(_merged(current.definition.to_dict(), cast("dict[str, object]", updates)))
             version = self._version(definition_id, definition, current)
             if version.content_hash == current.content_hash:
@@ -216,6 +217,12 @@ class DefinitionService:
             created_at=before.created_at if before else now,
             updated_at=now,
         )
+
+
+def _active(stored: DefinitionVersion | None, definition_id: str) -> DefinitionVersion:
+    if stored is None or stored.status != "active":
+        raise DefinitionNotFoundError(definition_id)
+    return stored
 
 
 def _checked(raw: object) -> WorkflowDefinition:

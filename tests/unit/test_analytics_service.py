@@ -32,7 +32,7 @@ class Setting:
         codec = Codec()
         definitions, agents = SqliteDefinitionStore(database, codec), SqliteAgentStore(database, codec)
         self.executions = SqliteExecutionStore(database, codec)
-        self.definitions = DefinitionService(definitions, agents, lambda: NOW, lambda: "s")
+        self.definitions = DefinitionService(definitions, definitions, agents, lambda: NOW, lambda: "s")
         self.agents = AgentService(agents, lambda: NOW)
         self.service = AnalyticsService(self.executions, definitions, agents, lambda: NOW)
 

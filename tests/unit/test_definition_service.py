@@ -43,7 +43,7 @@ class Setting:
         self.agents = SqliteAgentStore(database, Codec())
         self.clock = Clock()
         self.suffixes: Iterator[str] = (f"s{number}" for number in itertools.count())
-        self.service = DefinitionService(self.store, self.agents, self.clock, lambda: next(self.suffixes))
+        self.service = DefinitionService(self.store, self.store, self.agents, self.clock, lambda: next(self.suffixes))
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ class ContestedStore(SqliteDefinitionStore):
 async def test_a_race_that_is_always_lost_is_a_conflict(tmp_path: Path):
     database = SqliteDatabase(tmp_path / "records.db")
     store = ContestedStore(database, Codec())
-    service = DefinitionService(store, SqliteAgentStore(database, Codec()), Clock(), lambda: "s")
+    service = DefinitionService(store, store, SqliteAgentStore(database, Codec()), Clock(), lambda: "s")
     created = await service.create_definition(flow())
     with pytest.raises(ConflictError, match="try again"):
         await service.update_definition(created.definition_id, {"name": "Mine"})
