@@ -30,11 +30,13 @@ class Failure:
         error: the exception's class; subclasses match too.
         says: goes on from the table's subject: what is wrong and what to do.
         when: narrows the match, by an error code for example; None takes every instance.
+        is_outage: the store could not be reached or did not answer; several in a row open the circuit.
     """
 
     error: type[Exception]
     says: str
     when: Callable[[Exception], bool] | None = None
+    is_outage: bool = False
 
 
 class FailureTable:
@@ -61,14 +63,21 @@ class FailureTable:
 
     def explain(self, error: Exception) -> StoreError | None:
         """Return the error to raise in place of ``error``, with it as the cause; None when no row matches."""
-        for row in self._rows:
-            if isinstance(error, row.error) and (row.when is None or row.when(error)):
-                failure = StoreError(
-                    f"{self._subject} {row.says}.", {"backend": self._backend, "reason": self._reason(error)}
-                )
-                failure.__cause__ = error
-                return failure
-        return None
+        row = self._row(error)
+        if row is None:
+            return None
+        failure = self.failure(row.says, self._reason(error))
+        failure.__cause__ = error
+        return failure
+
+    def is_outage(self, error: Exception) -> bool:
+        """Return whether ``error`` means that the store could not be reached or did not answer."""
+        row = self._row(error)
+        return row is not None and row.is_outage
+
+    def failure(self, says: str, reason: str) -> StoreError:
+        """Return an error about this store that no driver raised."""
+        return StoreError(f"{self._subject} {says}.", {"backend": self._backend, "reason": reason})
 
     @contextmanager
     def translated(self) -> Generator[None]:
@@ -80,3 +89,9 @@ class FailureTable:
             if failure is None:
                 raise
             raise failure from error
+
+    def _row(self, error: Exception) -> Failure | None:
+        for row in self._rows:
+            if isinstance(error, row.error) and (row.when is None or row.when(error)):
+                return row
+        return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from engine.domain.execution import Usage
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from engine.domain.execution import ExecutionRecord, ExecutionStatus, StepRecord
     from engine.domain.page import Page, Position
@@ -26,6 +26,16 @@ class ExecutionFilter:
     """Created at or before."""
     tags: tuple[str, ...] = ()
     """All of them."""
+    is_open: bool | None = None
+    """True: only those that are not over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to do what one process at a time does, for a limited time."""
+
+    mark: str | None
+    """What the last holder left: how far it had come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +129,18 @@ class ExecutionStore(Protocol):
 
     async def repair_execution(self, record: ExecutionRecord, *, expected: ExecutionStatus) -> bool:
         """Replace the record when its stored status still is ``expected``; return whether it was."""
+        ...
+
+    async def acquire_lease(self, name: str, holder: str, ttl: timedelta) -> Lease | None:
+        """Take or renew a lease for ``ttl`` from now by the store's clock; None while another holder has it."""
+        ...
+
+    async def leave_mark(self, name: str, holder: str, mark: str) -> bool:
+        """Store how far the holder of a lease has come; False, with nothing written, when it has lost the lease."""
+        ...
+
+    async def release_lease(self, name: str, holder: str) -> None:
+        """Give a lease back before its time; nothing happens when it was lost. The mark stays."""
         ...
 
 
