@@ -18,6 +18,7 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
 from activities.call_session import CallFacts, CallSession
+from activities.endings import bare_output, terminal_record
 from activities.failures import application_error, is_final, store_application_error
 from activities.operand_values import fetch_operands, output_mapped, resolved_input
 from engine import request_context
@@ -25,6 +26,8 @@ from engine.domain.agent_call import AgentFailure, AgentInvocation, AgentReply, 
 from engine.domain.execution import (
     ErrorPayload,
     Event,
+    ExecutionRecord,
+    ExecutionStatus,
     StepRecord,
     StepStatus,
     Usage,
@@ -33,8 +36,8 @@ from engine.domain.execution import (
 )
 from engine.domain.expressions import MissingPathError, json_size
 from engine.domain.ids import call_address, idempotency_key
-from engine.domain.live import live_step
-from engine.domain.messages import MAX_INLINE_OUTPUT_BYTES, AgentCallInput, StepOutcome
+from engine.domain.live import live_execution, live_step
+from engine.domain.messages import MAX_INLINE_OUTPUT_BYTES, AgentCallInput, FinalizeInput, StepOutcome
 from engine.domain.operands import declare, missing_path
 from engine.errors import ErrorCode, LimitExceededError, StoreError
 
@@ -224,21 +227,48 @@ class _Attempt:
         await self._end_announcement()
         records = [*self.call.decided, record]
         try:
-            stored = (
-                await self._with_patience(lambda: self.executions.record_steps(records, self.call.run_started_at))
-            )[-1]
+            standing, end = await self._with_patience(lambda: self._store(records))
         except StoreError as error:
             _logger.error("The outcome of %s was not recorded: %s", self.address, error)  # noqa: TRY400 - the cause is in the message
             return self._outcome(record).model_copy(
                 update={"unrecorded": True, "decided_recorded": self.decided_recorded}
             )
         self.decided_recorded = True
+        stored = standing[-1]
         if stored.token != record.token:
             if stored.status is StepStatus.COMPLETED and stored.output is not None:
                 return self._outcome(stored)
             raise ApplicationError("A later attempt has taken over", type="superseded")
-        await self._publish(records, [*session.take_lines(), *record.events])
-        return self._outcome(record)
+        await self._publish(records, [*session.take_lines(), *record.events], end)
+        return self._outcome(record).model_copy(update={"closed": end is not None})
+
+    async def _store(self, records: list[StepRecord]) -> tuple[list[StepRecord], ExecutionRecord | None]:
+        end = self._end(records[-1])
+        if end is None:
+            return await self.executions.record_steps(records, self.call.run_started_at), None
+        return await self.executions.record_last_steps(records, end)
+
+    def _end(self, record: StepRecord) -> ExecutionRecord | None:
+        """The execution's end, when this call is its last; any ``finalize`` of the same run outranks it."""
+        closing = self.call.closing
+        if closing is None or record.output is None or record.completed_at is None:
+            return None
+        request = FinalizeInput(
+            execution_id=self.call.execution_id,
+            definition_id=self.call.definition_id,
+            version=self.call.version,
+            plan_hash=closing.plan_hash,
+            run_id=self.run_id,
+            run_started_at=self.call.run_started_at,
+            history_length=0,
+            status=ExecutionStatus.COMPLETED,
+            started_at=self.call.execution_started_at,
+            completed_at=record.completed_at,
+            usage=closing.usage + record.usage,
+            warnings=[*closing.warnings, *record.warnings],
+            step_ids=closing.step_ids,
+        )
+        return terminal_record(request, bare_output(record.output), None, None)
 
     async def _record_failure(self, failure: AgentFailure) -> None:
         """A failure that will be retried is stored; only the workflow knows that a call has failed for good."""
@@ -261,11 +291,17 @@ class _Attempt:
             _logger.warning("A failed attempt of %s was not recorded: %s", self.address, error)
         await self._publish([record], record.events)
 
-    async def _publish(self, records: list[StepRecord], events: list[Event]) -> None:
-        steps = [live_step(record) for record in records]
+    async def _publish(
+        self, records: list[StepRecord], events: list[Event], end: ExecutionRecord | None = None
+    ) -> None:
         decided_events = [event for record in self.call.decided for event in record.events]
         try:
-            await self.state.record_transition(self.call.execution_id, steps=steps, events=[*decided_events, *events])
+            await self.state.record_transition(
+                self.call.execution_id,
+                execution=None if end is None else live_execution(end),
+                steps=[live_step(record) for record in records],
+                events=[*decided_events, *events, *([] if end is None else end.events[-1:])],
+            )
         except StoreError as error:
             _logger.warning("Live state of %s was not written: %s", self.address, error)
 

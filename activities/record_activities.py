@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from temporalio import activity
 
+from activities.endings import terminal_record
 from activities.failures import engine_application_error
 from activities.operand_values import resolve
 from engine import request_context
@@ -15,9 +16,6 @@ from engine.domain.execution import (
     ArtifactRef,
     Cancellation,
     ErrorPayload,
-    Event,
-    ExecutionRecord,
-    ExecutionStatus,
     Value,
 )
 from engine.domain.expressions import MissingPathError, json_size
@@ -39,6 +37,7 @@ from engine.domain.operands import missing_path
 from engine.errors import EngineError, ErrorCode, LimitExceededError, StoreError
 
 if TYPE_CHECKING:
+    from engine.domain.execution import ExecutionRecord
     from engine.ports.artifact_store import ArtifactStore
     from engine.ports.execution_runtime import ExecutionRuntime
     from engine.ports.execution_store import ExecutionStore
@@ -105,7 +104,7 @@ class RecordActivities:
         request_context.execution_id.set(request.execution_id)
         try:
             output, fault = await self._output(request)
-            record = _terminal_record(request, output, fault, await self._cancellation(request))
+            record = terminal_record(request, output, fault, await self._cancellation(request))
             stored = await self._executions.finalize_execution(record, request.decided)
         except EngineError as error:
             raise engine_application_error(error) from error
@@ -153,38 +152,3 @@ class RecordActivities:
             )
         except StoreError as error:
             _logger.warning("Live state of %s was not written: %s", request.execution_id, error)
-
-
-def _terminal_record(
-    request: FinalizeInput, output: Value | None, fault: ErrorPayload | None, cancel: Cancellation | None
-) -> ExecutionRecord:
-    status = ExecutionStatus.FAILED if fault else request.status
-    error = fault or request.error
-    end = Event.at_instant(
-        f"execution.{status.value}",
-        request.completed_at,
-        request.run_id,
-        error=error.model_dump(mode="json") if error else None,
-    )
-    return ExecutionRecord(
-        execution_id=request.execution_id,
-        definition_id=request.definition_id,
-        version=request.version,
-        plan_hash=request.plan_hash,
-        status=status,
-        input=Value(),
-        input_hash="",
-        step_ids=request.step_ids,
-        created_at=request.started_at,
-        started_at=request.started_at,
-        completed_at=request.completed_at,
-        run_id=request.run_id,
-        run_started_at=request.run_started_at,
-        history_length=request.history_length,
-        output=output,
-        error=error,
-        cancel=cancel,
-        warnings=request.warnings,
-        usage=request.usage,
-        events=[end],
-    )

@@ -105,6 +105,7 @@ class InterpreterWorkflow:
             run_id=info.run_id,
             run_started_at=info.start_time,
             started_at=carried.started_at if carried else info.start_time,
+            plan_hash=envelope.plan_hash,
             deadline_at=envelope.deadline_at,
             trace=envelope.options.trace,
             tags=envelope.options.tags,
@@ -143,6 +144,18 @@ class InterpreterWorkflow:
             progress.cancel(Cancellation(reason=reason or None, at=workflow.now()))
         if self._deadline_passed:
             progress.time_out()
+
+    def _was_interrupted(self, envelope: StartEnvelope) -> bool:
+        """Whether history has a reason for another end, also one that came too late.
+
+        In a task whose closing command the server refused it may have been written; then the end is written again.
+        """
+        deadline = envelope.deadline_at
+        return (
+            workflow.cancellation_reason() is not None
+            or self._signalled_cancel is not None
+            or (deadline is not None and workflow.now() >= deadline)
+        )
 
     def _apply_ended(self, progress: ExecutionProgress) -> None:
         while self._runner.ended:
@@ -230,6 +243,8 @@ class InterpreterWorkflow:
         )
 
     async def _end(self, progress: ExecutionProgress, envelope: StartEnvelope) -> JsonValue:
+        if progress.recorded_output is not None and not self._was_interrupted(envelope):
+            return _returned(progress.recorded_output)
         ending = progress.ending or Ending(ExecutionStatus.COMPLETED)
         if ending.status is ExecutionStatus.CANCELLED and self._native_cancel is None:
             await self._request_native_cancel(self._signalled_cancel or "")
@@ -249,9 +264,7 @@ class InterpreterWorkflow:
         error = result.error or ending.error
         if error is not None:
             fail(error)
-        if result.output.ref is not None:
-            return result.output.ref.model_dump(mode="json", exclude={"declared"})
-        return result.output.inline
+        return _returned(result.output)
 
     async def _finalize(
         self, progress: ExecutionProgress, ending: Ending, output: CallInput | None, envelope: StartEnvelope
@@ -317,6 +330,11 @@ class InterpreterWorkflow:
 def fail(error: ErrorPayload) -> NoReturn:
     """End the run as failed: the Application Error's type is the error's code."""
     raise ApplicationError(error.message, error.details, type=error.code, non_retryable=True)
+
+
+def _returned(output: Value) -> JsonValue:
+    """What the run returns: the bare output, or a reference to a large one."""
+    return output.inline if output.ref is None else output.ref.model_dump(mode="json", exclude={"declared"})
 
 
 def _upsert_search_attributes(loaded: LoadPlanResult) -> None:

@@ -41,6 +41,7 @@ __all__ = [
     "AgentCallInput",
     "CallInput",
     "CarriedState",
+    "ClosingCall",
     "FailureDetails",
     "FinalizeInput",
     "FinalizeResult",
@@ -163,6 +164,17 @@ class CallInput(_Message):
     """Path text to where its value is. A path that is not there takes its default or is null."""
 
 
+class ClosingCall(_Message):
+    """If this call succeeds, the execution completes with its output: step and end are recorded at once."""
+
+    plan_hash: str
+    step_ids: list[str]
+    """The plan's steps."""
+    usage: Usage = Field(default_factory=Usage)
+    """Of all calls before."""
+    warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
+
+
 class AgentCallInput(_Message):
     """Input of an ``agent.<agent_id>`` activity."""
 
@@ -194,6 +206,7 @@ class AgentCallInput(_Message):
     tags: list[str] = Field(default_factory=list[str])
     decided: list[StepRecord] = Field(default_factory=list[StepRecord])
     """Decisions of the workflow that no activity has recorded yet."""
+    closing: ClosingCall | None = None
 
 
 class StepOutcome(_Message):
@@ -209,6 +222,8 @@ class StepOutcome(_Message):
     """The store did not take the record; the workflow hands it on with its decisions."""
     decided_recorded: bool = True
     """Whether the ``decided`` list of the input was stored."""
+    closed: bool = False
+    """Whether the execution's end was recorded with it, as ``closing`` asked."""
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
 
 

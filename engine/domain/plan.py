@@ -123,11 +123,12 @@ def _referred_steps(paths: tuple[Path, ...]) -> list[str]:
 def default_output_mapping(leaves: list[str]) -> JsonValue:
     """The output of the only last step, or an object of the last steps' outputs by step id."""
     if len(leaves) == 1:
-        return _output_of(leaves[0])
-    return {leaf: _output_of(leaf) for leaf in leaves}
+        return output_of(leaves[0])
+    return {leaf: output_of(leaf) for leaf in leaves}
 
 
-def _output_of(step_id: str) -> str:
+def output_of(step_id: str) -> str:
+    """Return the mapping value that is a step's whole output."""
     return "${" + render_path("steps", (step_id, "output")) + "}"
 
 
@@ -198,7 +199,7 @@ def _templates(step: Step) -> list[Template]:
 
 
 def _default_input_mapping(dependencies: list[str]) -> JsonObject:
-    steps: JsonObject = {step_id: _output_of(step_id) for step_id in dependencies}
+    steps: JsonObject = {step_id: output_of(step_id) for step_id in dependencies}
     return {"input": "${input}", "steps": steps}
 
 

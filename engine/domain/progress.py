@@ -32,10 +32,12 @@ from engine.domain.messages import (
     AgentCallInput,
     CallInput,
     CarriedState,
+    ClosingCall,
     SettledStep,
     StepOutcome,
 )
 from engine.domain.operands import call_input, locate_operands, missing_path
+from engine.domain.plan import output_of
 from engine.domain.plan_values import PlanValues, StepState
 from engine.errors import ErrorCode
 
@@ -47,6 +49,8 @@ __all__ = ["CallFailure", "Ending", "ExecutionProgress", "InvokeAgent", "RunFact
 MAX_PENDING_CALLS: Final = 500
 MAX_WINDOW_BYTES: Final = 2 * 1024 * 1024
 MAX_RESUMES: Final = 3
+MAX_CLOSING_STEPS: Final = 100
+"""A longer list of steps would cost more in history than a ``finalize`` does in time."""
 _CODES: Final = {"input": ErrorCode.INVALID_INPUT, "store": ErrorCode.DATABASE_ERROR}
 _UNMEASURED_CALLS: Final = MAX_WINDOW_BYTES // (256 * 1024) - 1
 
@@ -60,6 +64,7 @@ class RunFacts:
     run_started_at: datetime
     started_at: datetime
     """Of the execution: of its first run when continued as new."""
+    plan_hash: str = ""
     deadline_at: datetime | None = None
     trace: bool = False
     tags: list[str] = field(default_factory=list[str])
@@ -127,6 +132,8 @@ class ExecutionProgress:
         self.facts = facts
         self.steps: dict[str, StepState] = {step.id: StepState() for step in plan.steps}
         self.ending: Ending | None = None
+        self.recorded_output: Value | None = None
+        """The execution's output, when the last call recorded the end."""
         self.usage = Usage()
         self.warnings: list[ExecutionWarning] = list(plan.warnings)
         self.decided: list[StepRecord] = []
@@ -200,6 +207,7 @@ class ExecutionProgress:
         self._settle(step_id)
         if self._unsettled == 0 and self.ending is None:
             self.ending = Ending(ExecutionStatus.COMPLETED)
+            self.recorded_output = outcome.output if outcome.closed else None
 
     def apply_failure(
         self, address: str, failure: CallFailure, sent: AgentCallInput, now: datetime
@@ -364,14 +372,26 @@ class ExecutionProgress:
             summary += f" (fallback {state.choice} of {len(step.agents) - 1})"
         if call.resumed:
             summary += " (again after a lost worker)"
-        decided = self.take_some_decided()
+        call = call.model_copy(update={"decided": self.take_some_decided(), "closing": self._closing(step)})
         return InvokeAgent(
             address=address,
             activity_id=f"{address}.{state.resumes}" if state.resumes else address,
             summary=summary,
             step=step,
             maximum_attempts=maximum_attempts,
-            call=call.model_copy(update={"decided": decided}) if decided else call,
+            call=call,
+        )
+
+    def _closing(self, step: PlanStep) -> ClosingCall | None:
+        """The end that this step's success is, when it is the last one and nothing is left to be worked out."""
+        is_last = self._unsettled == 1 and not self.decided and self.plan.output == output_of(step.id)
+        if not is_last or len(self.plan.steps) > MAX_CLOSING_STEPS:
+            return None
+        return ClosingCall(
+            plan_hash=self.facts.plan_hash,
+            step_ids=[step.id for step in self.plan.steps],
+            usage=self.usage,
+            warnings=self.warnings,
         )
 
     def _templates_of(self, step: PlanStep) -> tuple[Template, Template | None]:

@@ -127,6 +127,16 @@ class ExecutionStore(Protocol):
         """
         ...
 
+    async def record_last_steps(
+        self, steps: list[StepRecord], end: ExecutionRecord
+    ) -> tuple[list[StepRecord], ExecutionRecord | None]:
+        """Write the last steps of a run as ``record_steps`` does and, if each was written, the execution's end.
+
+        Return what stands for each step, and of the end as ``finalize_execution`` does; None for an end that was not
+        written because a step was refused. A store without transactions writes the steps first.
+        """
+        ...
+
     async def repair_execution(self, record: ExecutionRecord, *, expected: ExecutionStatus) -> bool:
         """Replace the record when its stored status still is ``expected``; return whether it was."""
         ...

@@ -267,6 +267,40 @@ async def test_steps_given_to_finalize_obey_the_fence(execution_store: Execution
     assert await execution_store.list_steps("flow-1") == [step("b", token=150), step(token=200)]
 
 
+async def test_the_last_steps_take_the_end_with_them(execution_store: ExecutionStore) -> None:
+    begun = execution()
+    await execution_store.create_execution(begun, None)
+    for _ in range(2):
+        steps, end = await execution_store.record_last_steps([step(token=200)], ended(history_length=0))
+        assert steps == [step(token=200)]
+        assert end is not None
+        assert end.status is ExecutionStatus.COMPLETED
+        assert (end.input, end.created_at) == (begun.input, begun.created_at)
+        assert await _get(execution_store) == end
+    await execution_store.finalize_execution(ended(history_length=20, status=ExecutionStatus.CANCELLED), [])
+    _, end = await execution_store.record_last_steps([step(token=200)], ended(history_length=0))
+    assert end is not None
+    assert end.status is ExecutionStatus.CANCELLED
+
+
+async def test_no_end_is_written_with_a_step_that_is_refused(execution_store: ExecutionStore) -> None:
+    await execution_store.create_execution(execution(), None)
+    await execution_store.record_steps([step(token=200, status=StepStatus.RUNNING)], RUN_1)
+    steps, end = await execution_store.record_last_steps([step(token=100)], ended(history_length=0))
+    assert steps == [step(token=200, status=StepStatus.RUNNING)]
+    assert end is None
+    assert (await _get(execution_store)).status is ExecutionStatus.RUNNING
+
+
+async def test_the_last_steps_of_an_earlier_run_do_not_end_a_later_one(execution_store: ExecutionStore) -> None:
+    await execution_store.create_execution(execution(), None)
+    await execution_store.record_steps([step(run_id="run-2")], RUN_2)
+    _, end = await execution_store.record_last_steps([step(token=300)], ended(history_length=0))
+    assert end is not None
+    assert end.status is ExecutionStatus.RUNNING
+    assert (await _get(execution_store)).run_id == "run-2"
+
+
 async def test_a_run_starts_its_execution(execution_store: ExecutionStore) -> None:
     begun = execution()
     await execution_store.create_execution(begun, None)

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from engine.bootstrap import Stores
     from engine.settings import EngineSettings
 
-WRITES = ("create_execution", "record_steps", "claim_step", "finalize_execution", "repair_execution")
+WRITES = (
+    "create_execution",
+    "record_steps",
+    "record_last_steps",
+    "claim_step",
+    "finalize_execution",
+    "repair_execution",
+)
 
 
 class DeafStore:

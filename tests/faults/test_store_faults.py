@@ -49,10 +49,10 @@ def scripted(scripts: Mapping[str, object] | None = None) -> ScriptedAgentInvoke
     return ScriptedAgentInvoker(scripts or {"agent-writer": {"text": "done"}})
 
 
-async def prepared(engine: WorkflowEngine, steps: list[dict[str, Any]] = CHAIN) -> str:
+async def prepared(engine: WorkflowEngine, steps: list[dict[str, Any]] = CHAIN, **fields: Any) -> str:
     for agent_id in {step["agent_id"] for step in steps}:
         await engine.register_agent(agent_id, config={"function": "agents:any"}, agent_id=agent_id)
-    return await engine.create_workflow(name="Store faults", steps=steps)
+    return await engine.create_workflow(name="Store faults", steps=steps, **fields)
 
 
 def calls_by_step(invoker: ScriptedAgentInvoker) -> Counter[str]:
@@ -93,7 +93,7 @@ async def test_a_store_that_stays_away_gets_the_record_from_the_end(
     engine_config: dict[str, object], monkeypatch: pytest.MonkeyPatch, dev_server: DevServerLease
 ):
     monkeypatch.setattr(agent_activities, "WRITE_PATIENCE", timedelta(seconds=0.3))
-    doubles = put_between(monkeypatch, lambda store: DeafStore(store, record_steps=10_000))
+    doubles = put_between(monkeypatch, lambda store: DeafStore(store, record_steps=10_000, record_last_steps=10_000))
     invoker = scripted()
     async with WorkflowEngine(engine_config, invoker=invoker) as engine:
         execution = await engine.execute_workflow(await prepared(engine))
@@ -114,7 +114,8 @@ async def test_the_end_waits_for_a_store_that_is_away(
     """Two local tries, then a remote activity without limit."""
     doubles = put_between(monkeypatch, lambda store: DeafStore(store, finalize_execution=4))
     async with WorkflowEngine(engine_config, invoker=scripted()) as engine:
-        execution = await engine.execute_workflow(await prepared(engine))
+        workflow_id = await prepared(engine, output_mapping={"last": "${steps.b.output.text}"})
+        execution = await engine.execute_workflow(workflow_id)
         result = await engine.get_execution_result(execution["execution_id"], wait=60)
     assert doubles[0].left["finalize_execution"] == 0
     assert result["status"] == "completed"

@@ -78,9 +78,10 @@ class Stage:
         meanwhile: Callable[[WorkflowEngine, str], Awaitable[None]] | None = None,
         options: dict[str, object] | None = None,
         expected: str = "completed",
+        output_mapping: dict[str, object] | None = None,
     ) -> None:
         engine = await self.engine(scripts)
-        workflow_id = await engine.create_workflow(name=f"Replay {name}", steps=steps)
+        workflow_id = await engine.create_workflow(name=f"Replay {name}", steps=steps, output_mapping=output_mapping)
         execution = await engine.execute_workflow(workflow_id, {"topic": "replay"}, options)
         if meanwhile is not None:
             await meanwhile(engine, execution["execution_id"])
@@ -89,6 +90,10 @@ class Stage:
             raise SystemExit(f"{name} ended as {result['status']}, not {expected}: {result['error']}")
         self.recorded.append((name, execution["execution_id"], None))
         await engine.aclose()
+
+
+_MAPPED: dict[str, object] = {"said": "${steps.s1.output.text}"}
+"""An output that no call is, so that the workflow has to finalize."""
 
 
 def step(step_id: str, agent_id: str = "worker", **fields: object) -> dict[str, object]:
@@ -248,9 +253,13 @@ async def record_finalize_remote(stage: Stage) -> None:
 
     bootstrap.open_stores = open_with_failing_end
     try:
-        await stage.run("finalize-remote", {"worker": {"text": "done"}}, chain(1))
+        await stage.run("finalize-remote", {"worker": {"text": "done"}}, chain(1), output_mapping=_MAPPED)
     finally:
         bootstrap.open_stores = opened
+
+
+async def record_mapped_output(stage: Stage) -> None:
+    await stage.run("mapped-output", {"worker": {"text": "done"}}, chain(1), output_mapping=_MAPPED)
 
 
 class AwayAtTheEnd:
@@ -287,6 +296,7 @@ SCENARIOS = (
     record_invalid_input,
     record_resumed,
     record_finalize_remote,
+    record_mapped_output,
 )
 
 

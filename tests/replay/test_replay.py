@@ -38,6 +38,7 @@ SCENARIOS = {
     "fallback",
     "fan-out",
     "finalize-remote",
+    "mapped-output",
     "invalid-input",
     "resumed-after-worker-loss",
     "retry",
@@ -176,8 +177,18 @@ async def test_a_missing_step_is_refused():
         await replay(without_events(history, pair))
 
 
-async def test_a_missing_finalize_is_refused():
+async def test_an_end_that_a_call_recorded_needs_no_finalize():
     history = history_of("chain")
+    assert not events_of(history, "markerRecordedEventAttributes")
+    completed = events_of(history, "activityTaskCompletedEventAttributes")[-1]
+    payloads = completed["result"]["payloads"]
+    payloads[0] = payload_of({**value_of(payloads[0]), "closed": False})
+    with pytest.raises(NondeterminismError):
+        await replay(history)
+
+
+async def test_a_missing_finalize_is_refused():
+    history = history_of("mapped-output")
     marker = {int(event["eventId"]) for event in history["events"] if "markerRecordedEventAttributes" in event}
     assert len(marker) == 1
     with pytest.raises(NondeterminismError):

@@ -567,3 +567,55 @@ def cost_in(plan: ExecutionPlan) -> int:
 def test_an_event_costs_as_much_in_a_chain_of_ten_thousand_as_in_one_of_a_hundred():
     short, long = cost_in(plan_of(chain(100))), cost_in(plan_of(chain(10_000)))
     assert long <= short * 1.1
+
+
+def test_only_the_last_call_takes_the_end_with_it() -> None:
+    progress = progress_of(
+        [
+            {"id": "a", "agent_id": "agent-a"},
+            {"id": "b", "agent_id": "agent-a", "depends_on": ["a"], "fallback": {"agent_id": "agent-b"}},
+        ]
+    )
+    (first,) = progress.next_actions(NOW)
+    assert first.call.closing is None
+    complete(progress, first, {"n": 1}, usage=Usage(requests=2))
+    (last,) = progress.next_actions(NOW)
+    assert last.call.closing is not None
+    assert (last.call.closing.step_ids, last.call.closing.usage) == (["a", "b"], Usage(requests=2))
+    fallback = progress.apply_failure(last.address, failure(usage=Usage(requests=1)), last.call, NOW)
+    assert fallback is not None
+    assert fallback.call.decided
+    assert fallback.call.closing is not None
+    assert fallback.call.closing.usage == Usage(requests=3)
+    complete(progress, fallback, {"n": 2}, closed=True)
+    assert progress.recorded_output == Value.of({"n": 2})
+
+
+@pytest.mark.parametrize(
+    ("steps", "fields"),
+    [
+        ([{"id": "a", "agent_id": "agent-a"}], {"output_mapping": {"n": "${steps.a.output.n}"}}),
+        ([{"id": "a", "agent_id": "agent-a"}, {"id": "b", "agent_id": "agent-a"}], {}),
+    ],
+    ids=["its output is mapped", "two last steps"],
+)
+def test_an_end_that_has_to_be_worked_out_is_not_for_a_call(
+    steps: list[dict[str, Any]], fields: dict[str, Any]
+) -> None:
+    progress = progress_of(steps, **fields)
+    actions = progress.next_actions(NOW)
+    for action in actions:
+        assert action.call.closing is None
+        complete(progress, action, {"n": 1})
+    assert progress.is_over
+    assert progress.recorded_output is None
+
+
+def test_a_cancelled_execution_has_no_recorded_end() -> None:
+    progress = progress_of([{"id": "a", "agent_id": "agent-a"}])
+    (action,) = progress.next_actions(NOW)
+    progress.cancel(Cancellation(at=NOW))
+    complete(progress, action, {"n": 1}, closed=True)
+    assert progress.recorded_output is None
+    assert progress.ending is not None
+    assert progress.ending.status is ExecutionStatus.CANCELLED

@@ -201,10 +201,20 @@ class _SlowEnds:
         class SlowStore(SqliteExecutionStore):
             async def finalize_execution(self, record: ExecutionRecord, steps: list[StepRecord]) -> ExecutionRecord:
                 stored = await super().finalize_execution(record, steps)
-                ends.writes.append(record.status.value)
+                await self._wait(record)
+                return stored
+
+            async def record_last_steps(
+                self, steps: list[StepRecord], end: ExecutionRecord
+            ) -> tuple[list[StepRecord], ExecutionRecord | None]:
+                stored = await super().record_last_steps(steps, end)
+                await self._wait(end)
+                return stored
+
+            async def _wait(self, end: ExecutionRecord) -> None:
+                ends.writes.append(end.status.value)
                 while not ends.is_released:
                     await asyncio.sleep(0.01)
-                return stored
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("engine.adapters.sqlite.execution_store.SqliteExecutionStore", SlowStore)
@@ -212,14 +222,17 @@ class _SlowEnds:
 
 
 @pytest.mark.parametrize("door", [by_native_cancel, by_signal])
+@pytest.mark.parametrize(
+    "fields", [{}, {"output_mapping": {"text": "${steps.a.output.text}"}}], ids=["by the last call", "by finalize"]
+)
 async def test_a_cancel_while_the_end_is_written_ends_equal_everywhere(
-    engine_factory: EngineFactory, stores: Stores, client: Client, door: Door
+    engine_factory: EngineFactory, stores: Stores, client: Client, door: Door, fields: dict[str, Any]
 ):
     """The server refuses the closing command when something arrives during the local activity; see DESIGN 3."""
     slow = _SlowEnds()
     with slow.installed():
         engine = engine_factory({"agent-a": {"text": "done"}})
-        execution_id = await start(engine, CHAIN[:1])
+        execution_id = await start(engine, CHAIN[:1], **fields)
         await until(lambda: slow.writes, "the end was written once, and the run has not closed")
         await door(engine, client, execution_id)
         slow.is_released = True

@@ -145,26 +145,47 @@ def list_execution_page(
     if query.end_time is not None:
         # No id is less than the empty one, so this is just behind the last instant that counts.
         start = min(start, (instant_text(query.end_time + _MICROSECOND), ""))
+    rows = [row for status in _statuses(query) for row in _rows(connection, query, status, start, limit)]
+    if query.is_open is not None:
+        # Each status has its own order in the index; a page needs no more of any than its own length.
+        rows.sort(key=lambda row: row[:2], reverse=True)
+        rows = rows[: limit + 1]
+    return page_of(rows, limit, lambda row: _record_in(codec, row))
+
+
+def _statuses(query: ExecutionFilter) -> list[ExecutionStatus | None]:
+    """The statuses to look for, None meaning any."""
+    if query.is_open is None:
+        return [query.status]
+    return [
+        status
+        for status in ExecutionStatus
+        if status.is_terminal is not query.is_open and query.status in (None, status)
+    ]
+
+
+def _rows(
+    connection: sqlite3.Connection, query: ExecutionFilter, status: ExecutionStatus | None, start: Position, limit: int
+) -> list[_StoredRow]:
+    """Return the first ``limit + 1`` rows with a status, latest created first."""
     oldest = "" if query.start_time is None else instant_text(query.start_time)
     bounds = (*start, oldest)
-    chosen = (query.definition_id, query.status)
+    chosen = (query.definition_id, status)
     if query.tags:
         candidates = cast(
             "Iterable[_StoredRow]", connection.execute(_LIST_TAGGED, (TENANT, query.tags[0], *bounds, *chosen))
         )
-        rows = rows_with_labels(connection, candidates, has_label=_HAS_TAG, labels=query.tags[1:], limit=limit)
-    else:
-        match chosen:
-            case (None, None):
-                listed = connection.execute(_LIST, (TENANT, *bounds, limit + 1))
-            case (None, status):
-                listed = connection.execute(_LIST_BY_STATUS, (TENANT, status, *bounds, limit + 1))
-            case (definition_id, None):
-                listed = connection.execute(_LIST_BY_DEFINITION, (TENANT, definition_id, *bounds, limit + 1))
-            case _:
-                listed = connection.execute(_LIST_BY_BOTH, (TENANT, *chosen, *bounds, limit + 1))
-        rows = cast("list[_StoredRow]", listed.fetchall())
-    return page_of(rows, limit, lambda row: _record_in(codec, row))
+        return rows_with_labels(connection, candidates, has_label=_HAS_TAG, labels=query.tags[1:], limit=limit)
+    match chosen:
+        case (None, None):
+            listed = connection.execute(_LIST, (TENANT, *bounds, limit + 1))
+        case (None, _):
+            listed = connection.execute(_LIST_BY_STATUS, (TENANT, status, *bounds, limit + 1))
+        case (definition_id, None):
+            listed = connection.execute(_LIST_BY_DEFINITION, (TENANT, definition_id, *bounds, limit + 1))
+        case _:
+            listed = connection.execute(_LIST_BY_BOTH, (TENANT, *chosen, *bounds, limit + 1))
+    return cast("list[_StoredRow]", listed.fetchall())
 
 
 def _record_in(codec: Codec, row: _StoredRow) -> ExecutionRecord:

@@ -18,6 +18,7 @@ from engine.adapters.sqlite.execution_rows import (
     replace_execution,
 )
 from engine.adapters.sqlite.health import database_health
+from engine.adapters.sqlite.lease_rows import give_lease, put_mark, take_lease
 from engine.adapters.sqlite.schema import TENANT
 from engine.adapters.sqlite.step_rows import enter_run, find_step, list_step_records, put_step, step_row
 from engine.domain.execution import ExecutionRecord, StepRecord, StepStatus
@@ -25,13 +26,15 @@ from engine.errors import InternalError
 
 if TYPE_CHECKING:
     import sqlite3
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from engine.adapters.codec import Codec
     from engine.adapters.sqlite.database import SqliteDatabase
+    from engine.adapters.sqlite.execution_rows import ExecutionRow
+    from engine.adapters.sqlite.step_rows import StepRow
     from engine.domain.execution import ExecutionStatus
     from engine.domain.page import Page, Position
-    from engine.ports.execution_store import Aggregates, ExecutionFilter
+    from engine.ports.execution_store import Aggregates, ExecutionFilter, Lease
     from engine.ports.health import StoreHealth
 
 __all__ = ["SqliteExecutionStore"]
@@ -88,13 +91,21 @@ class SqliteExecutionStore:
         rows = [step_row(self._codec, step) for step in steps]
         started_at = instant_text(run_started_at)
 
-        def record(connection: sqlite3.Connection) -> list[StepRecord]:
-            enter_run(connection, steps[0].execution_id, steps[0].run_id, started_at)
-            written = [put_step(connection, row) for row in rows]
-            return [
-                step if was_written else self._stored(connection, step)
-                for step, was_written in zip(steps, written, strict=True)
-            ]
+        return await self._database.write(lambda connection: self._put_steps(connection, steps, rows, started_at))
+
+    async def record_last_steps(
+        self, steps: list[StepRecord], end: ExecutionRecord
+    ) -> tuple[list[StepRecord], ExecutionRecord | None]:
+        """Write the last steps of a run and, if each was written, the execution's end; return what stands of both."""
+        rows = [step_row(self._codec, step) for step in steps]
+        started_at = instant_text(end.run_started_at or end.created_at)
+        whole = execution_row(self._codec, end)
+
+        def record(connection: sqlite3.Connection) -> tuple[list[StepRecord], ExecutionRecord | None]:
+            standing = self._put_steps(connection, steps, rows, started_at)
+            if any(stands.token != step.token for stands, step in zip(standing, steps, strict=True)):
+                return standing, None
+            return standing, self._end(connection, end, whole)
 
         return await self._database.write(record)
 
@@ -139,26 +150,7 @@ class SqliteExecutionStore:
         def finalize(connection: sqlite3.Connection) -> ExecutionRecord:
             for row in rows:
                 put_step(connection, row)
-            if insert_execution(connection, record, whole):
-                return record
-            stored = self._found(connection, record.execution_id)
-            if _stands(stored, record):
-                return stored
-            standing = record.model_copy(
-                update={
-                    "input": stored.input,
-                    "input_hash": stored.input_hash,
-                    "options": stored.options,
-                    "created_at": stored.created_at,
-                    "plan_hash": stored.plan_hash,
-                    "step_ids": stored.step_ids,
-                    "started_at": stored.started_at or record.started_at,
-                    "deadline_at": stored.deadline_at,
-                    "events": [*(event for event in stored.events if event.type not in END_EVENTS), *record.events],
-                }
-            )
-            replace_execution(connection, execution_row(self._codec, standing))
-            return standing
+            return self._end(connection, record, whole)
 
         return await self._database.write(finalize)
 
@@ -175,6 +167,18 @@ class SqliteExecutionStore:
 
         return await self._database.write(repair)
 
+    async def acquire_lease(self, name: str, holder: str, ttl: timedelta) -> Lease | None:
+        """Take or renew a lease; None, at no cost of a sync, while another holder has it."""
+        return await self._database.write(lambda connection: take_lease(connection, name, holder, ttl))
+
+    async def leave_mark(self, name: str, holder: str, mark: str) -> bool:
+        """Store how far the holder has come; False when it has lost the lease."""
+        return await self._database.write(lambda connection: put_mark(connection, name, holder, mark))
+
+    async def release_lease(self, name: str, holder: str) -> None:
+        """Give a lease back before its time; the mark stays."""
+        await self._database.write(lambda connection: give_lease(connection, name, holder))
+
     async def workflow_aggregates(self, definition_id: str, start: datetime, end: datetime) -> Aggregates:
         """Aggregate the executions of a definition that were created in ``[start, end]``."""
         first, last = instant_text(start), instant_text(end)
@@ -188,6 +192,38 @@ class SqliteExecutionStore:
     async def check_health(self) -> StoreHealth:
         """Make one empty transaction."""
         return await database_health(self._database)
+
+    def _put_steps(
+        self, connection: sqlite3.Connection, steps: list[StepRecord], rows: list[StepRow], run_started_at: str
+    ) -> list[StepRecord]:
+        enter_run(connection, steps[0].execution_id, steps[0].run_id, run_started_at)
+        written = [put_step(connection, row) for row in rows]
+        return [
+            step if was_written else self._stored(connection, step)
+            for step, was_written in zip(steps, written, strict=True)
+        ]
+
+    def _end(self, connection: sqlite3.Connection, record: ExecutionRecord, whole: ExecutionRow) -> ExecutionRecord:
+        if insert_execution(connection, record, whole):
+            return record
+        stored = self._found(connection, record.execution_id)
+        if _stands(stored, record):
+            return stored
+        standing = record.model_copy(
+            update={
+                "input": stored.input,
+                "input_hash": stored.input_hash,
+                "options": stored.options,
+                "created_at": stored.created_at,
+                "plan_hash": stored.plan_hash,
+                "step_ids": stored.step_ids,
+                "started_at": stored.started_at or record.started_at,
+                "deadline_at": stored.deadline_at,
+                "events": [*(event for event in stored.events if event.type not in END_EVENTS), *record.events],
+            }
+        )
+        replace_execution(connection, execution_row(self._codec, standing))
+        return standing
 
     def _stored(self, connection: sqlite3.Connection, step: StepRecord) -> StepRecord:
         stored = find_step(connection, self._codec, _address(step))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["LIVE_STATE", "RECORDS", "TENANT", "Schema"]
+__all__ = ["LIVE_STATE", "RECORDS", "TENANT", "VECTORS", "Schema"]
 
 TENANT: Final = "default"
 """The only tenant, until there is access control."""
@@ -130,10 +130,19 @@ _ARTIFACTS = (
         PRIMARY KEY (tenant, stored_hash, position))""",
 )
 
-RECORDS: Final = Schema(
-    migrations=((*_DEFINITIONS, *_AGENTS, *_HANDOFFS, *_EXECUTIONS, *_ARTIFACTS, "PRAGMA user_version = 1"),)
+_LEASES = (
+    """CREATE TABLE leases (
+        tenant TEXT NOT NULL, name TEXT NOT NULL, holder TEXT NOT NULL, expires_at REAL NOT NULL, mark TEXT,
+        PRIMARY KEY (tenant, name)) WITHOUT ROWID""",
 )
-"""Definitions, agents, handoffs, executions, artifacts: the truth."""
+
+RECORDS: Final = Schema(
+    migrations=(
+        (*_DEFINITIONS, *_AGENTS, *_HANDOFFS, *_EXECUTIONS, *_ARTIFACTS, "PRAGMA user_version = 1"),
+        (*_LEASES, "PRAGMA user_version = 2"),
+    )
+)
+"""Definitions, agents, handoffs, executions, artifacts, leases: the truth."""
 
 LIVE_STATE: Final = Schema(
     migrations=(
@@ -160,3 +169,24 @@ LIVE_STATE: Final = Schema(
     disposable=True,
 )
 """Live state and progress events: fast, and never the only copy."""
+
+VECTORS: Final = Schema(
+    migrations=(
+        (
+            # Each write of a namespace has a number, and what it wrote carries it, so that a process reads only what
+            # is new to it. The epoch is another one once the numbers begin anew.
+            """CREATE TABLE vector_namespaces (
+                tenant TEXT NOT NULL, namespace TEXT NOT NULL, epoch TEXT NOT NULL, dimension INTEGER NOT NULL,
+                changed INTEGER NOT NULL, dropped INTEGER NOT NULL,
+                PRIMARY KEY (tenant, namespace)) WITHOUT ROWID""",
+            """CREATE TABLE vectors (
+                tenant TEXT NOT NULL, namespace TEXT NOT NULL, item_id TEXT NOT NULL, changed INTEGER NOT NULL,
+                metadata TEXT NOT NULL, body BLOB NOT NULL,
+                PRIMARY KEY (tenant, namespace, item_id))""",
+            "CREATE INDEX vectors_by_change ON vectors (tenant, namespace, changed)",
+            "PRAGMA user_version = 1",
+        ),
+    ),
+    disposable=True,
+)
+"""Vectors, which are rebuilt from the texts that they were made of."""
