@@ -1,0 +1,1 @@
+"""Executions, artifacts and context documents in MongoDB, on Motor or on PyMongo's own asynchronous client."""
