@@ -2,8 +2,10 @@
 
 What was read is taken for true for one second, so that no write of another process is overlooked for longer. While a
 ``SharedCache`` tells of every write it is taken for true until its time to live is over, and other processes find it
-there. A store that does not answer is replaced by what was last read from it, for at most the time to live. Absence is
-never kept. Whoever writes what depends on a read must read past the cache.
+there. For ten seconds after a write it is one second all the same, because a write that nobody waited for any longer
+may still happen, and a replica may lag. The time to live counts from the read in the store, in whichever process that
+was: a shared entry carries its instant. A store that does not answer is replaced by what was last read from it, for at
+most the time to live. Absence is never kept. Whoever writes what depends on a read must read past the cache.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from pydantic import BaseModel
 
+from engine.adapters.outages import OutageLog
 from engine.adapters.packing import pack, unpack, unpack_definition
 from engine.domain.agent import Agent
 from engine.domain.handoff import Handoff
@@ -40,7 +43,11 @@ __all__ = ["CachedAgentStore", "CachedDefinitionStore", "CachedHandoffStore", "R
 
 FRESH_SECONDS: Final = 1.0
 """For how long a read holds without news."""
+UNSETTLED_SECONDS: Final = 10.0
+"""For how long after a group was dropped news of it prove little."""
 MAX_ENTRIES: Final = 2000
+_INSTANT_BYTES: Final = 8
+"""Lead an entry in the shared cache: the microseconds since the epoch at which it was read in the store."""
 _HANDOFFS: Final = "handoffs"
 
 _logger = logging.getLogger(__name__)
@@ -55,7 +62,10 @@ class _Handoffs(BaseModel):
 @dataclass(frozen=True, slots=True)
 class _Entry:
     value: BaseModel
+    seen_at: float
+    """When it was known to be true: read in the store, or found in the shared cache."""
     read_at: float
+    """When it was read in the store, by this process or another."""
 
 
 class ReadCache:
@@ -73,7 +83,11 @@ class ReadCache:
         self._shared = shared
         self._entries: OrderedDict[CacheKey, _Entry] = OrderedDict()
         self._drops = 0
+        self._dropped_at: OrderedDict[str, float] = OrderedDict()
         self._asked_to_listen = False
+        self._shared_failed_at = float("-inf")
+        self._shared_outages = OutageLog(_logger, "The shared cache of definitions and agents")
+        self._store_outages = OutageLog(_logger, "A store for which the cache answers")
 
     async def read(
         self,
@@ -91,32 +105,33 @@ class ReadCache:
         Raises:
             StoreError: the store does not answer, and not all of what is wanted was read within the time to live.
         """
-        found: dict[CacheKey, T] = {key: value for key in keys if (value := self._fresh(key)) is not None}
-        if len(found) == len(keys):
-            return found
-        drops = self._drops
-        read_at = time.monotonic()
-        found |= await self._shared_entries([key for key in keys if key not in found], decode)
-        missing = [key for key in keys if key not in found]
-        if missing:
-            try:
-                loaded = await load(missing)
-            except StoreError as error:
-                return found | self._last_known(missing, error)
-            await self._share(loaded)
-            found |= loaded
-        if drops == self._drops:
-            self._keep(keys, found, read_at)
-        return found
+        found = {key: entry for key in keys if (entry := self._fresh(key)) is not None}
+        if len(found) < len(keys):
+            drops = self._drops
+            seen_at = time.monotonic()
+            found |= await self._shared_entries([key for key in keys if key not in found], decode, seen_at)
+            missing = [key for key in keys if key not in found]
+            if missing:
+                try:
+                    loaded = await load(missing)
+                except StoreError as error:
+                    found |= self._last_known(missing, error)
+                    return _values(found)
+                self._store_outages.worked()
+                await self._share(loaded, seen_at)
+                found |= {key: _Entry(value, seen_at, seen_at) for key, value in loaded.items()}
+            if drops == self._drops:
+                self._keep(keys, found)
+        return _values(found)
 
     async def drop(self, group: str) -> None:
-        """Forget a group here and tell the others."""
+        """Forget a group here and tell the others; those that can't be told see the old one for at most its time."""
         self._forget(group)
         if self._shared is not None:
             try:
                 await self._shared.drop_group(group)
             except StoreError as error:
-                _logger.warning("Other processes may see the old %s for up to %s: %s", group, self._ttl, error)
+                self._shared_failed(error)
 
     @asynccontextmanager
     async def dropping(self, group: str) -> AsyncGenerator[None]:
@@ -126,65 +141,99 @@ class ReadCache:
         finally:
             await self.drop(group)
 
-    def _fresh(self, key: CacheKey) -> T | None:
+    def _fresh(self, key: CacheKey) -> _Entry | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        age = time.monotonic() - entry.read_at
-        if age >= FRESH_SECONDS:
+        now = time.monotonic()
+        if now - entry.read_at >= self._ttl.total_seconds():
+            return None
+        if now - entry.seen_at >= FRESH_SECONDS:
             since = None if self._shared is None else self._shared.listening_since
-            if since is None or entry.read_at < since or age >= self._ttl.total_seconds():
+            settled_at = self._dropped_at.get(key[0], float("-inf")) + UNSETTLED_SECONDS
+            if since is None or entry.seen_at < max(since, settled_at):
                 return None
         self._entries.move_to_end(key)
-        return cast("T", entry.value)
+        return entry
 
-    def _last_known(self, keys: list[CacheKey], error: StoreError) -> dict[CacheKey, T]:
+    def _last_known(self, keys: list[CacheKey], error: StoreError) -> dict[CacheKey, _Entry]:
         oldest = time.monotonic() - self._ttl.total_seconds()
-        known = {
-            key: cast("T", entry.value)
-            for key in keys
-            if (entry := self._entries.get(key)) is not None and entry.read_at > oldest
-        }
+        known = {key: entry for key in keys if (entry := self._entries.get(key)) is not None and entry.read_at > oldest}
         if len(known) < len(keys):
             raise error
-        _logger.warning("What was last read of %s is used: %s", ", ".join(group for group, _ in keys), error)
+        self._store_outages.failed(error)
         return known
 
-    def _keep(self, keys: Iterable[CacheKey], found: dict[CacheKey, T], read_at: float) -> None:
+    def _keep(self, keys: Iterable[CacheKey], found: dict[CacheKey, _Entry]) -> None:
         for key in keys:
-            if key not in found:
-                self._entries.pop(key, None)
-            elif (entry := self._entries.get(key)) is None or entry.value is not found[key]:
-                self._entries[key] = _Entry(found[key], read_at)
+            if key in found:
+                self._entries[key] = found[key]
                 self._entries.move_to_end(key)
+            else:
+                self._entries.pop(key, None)
         while len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)
 
     def _forget(self, group: str) -> None:
         self._drops += 1
+        self._dropped_at[group] = time.monotonic()
+        self._dropped_at.move_to_end(group)
+        while len(self._dropped_at) > MAX_ENTRIES:
+            self._dropped_at.popitem(last=False)
         for key in [key for key in self._entries if key[0] == group]:
             del self._entries[key]
 
-    async def _shared_entries(self, keys: list[CacheKey], decode: Callable[[Codec, bytes], T]) -> dict[CacheKey, T]:
+    async def _shared_entries(
+        self, keys: list[CacheKey], decode: Callable[[Codec, bytes], BaseModel], seen_at: float
+    ) -> dict[CacheKey, _Entry]:
         if self._shared is None:
             return {}
         if not self._asked_to_listen:
             self._asked_to_listen = True
             self._shared.listen(self._forget)
-        try:
-            entries = await self._shared.get_entries(keys)
-            return {key: decode(self._codec, body) for key, body in entries.items()}
-        except StoreError as error:
-            _logger.warning("The shared cache was not read: %s", error)
+        if not self._may_ask_shared():
             return {}
-
-    async def _share(self, loaded: dict[CacheKey, T]) -> None:
-        if self._shared is None or not loaded:
-            return
         try:
-            await self._shared.put_entries({key: pack(self._codec, value) for key, value in loaded.items()}, self._ttl)
+            bodies = await self._shared.get_entries(keys)
         except StoreError as error:
-            _logger.warning("The shared cache was not written: %s", error)
+            self._shared_failed(error)
+            return {}
+        self._shared_outages.worked()
+        entries: dict[CacheKey, _Entry] = {}
+        for key, body in bodies.items():
+            age = max(0.0, time.time() - _instant(body))
+            if age < self._ttl.total_seconds():
+                try:
+                    entries[key] = _Entry(decode(self._codec, body[_INSTANT_BYTES:]), seen_at, seen_at - age)
+                except StoreError as error:
+                    _logger.warning("The shared entry of %s is read again from its store: %s", key[0], error)
+        return entries
+
+    async def _share(self, loaded: dict[CacheKey, T], read_at: float) -> None:
+        if self._shared is None or not loaded or not self._may_ask_shared():
+            return
+        instant = round((time.time() - (time.monotonic() - read_at)) * 1_000_000).to_bytes(_INSTANT_BYTES)
+        entries = {key: instant + pack(self._codec, value) for key, value in loaded.items()}
+        try:
+            await self._shared.put_entries(entries, self._ttl)
+        except StoreError as error:
+            self._shared_failed(error)
+
+    def _may_ask_shared(self) -> bool:
+        """Not for a second after a failure, so that a start that reads three times waits for a dead server once."""
+        return time.monotonic() - self._shared_failed_at >= FRESH_SECONDS
+
+    def _shared_failed(self, error: StoreError) -> None:
+        self._shared_failed_at = time.monotonic()
+        self._shared_outages.failed(error)
+
+
+def _values(entries: dict[CacheKey, _Entry]) -> dict[CacheKey, T]:
+    return {key: cast("T", entry.value) for key, entry in entries.items()}
+
+
+def _instant(body: bytes) -> float:
+    return int.from_bytes(body[:_INSTANT_BYTES]) / 1_000_000
 
 
 class CachedDefinitionStore:

@@ -1,9 +1,10 @@
 """Live state written behind its writer's back: a step never waits for what may be lost at any time.
 
 A wrapper with the port it wraps. What is asked for within 100 ms leaves together, one write an execution,
-so that short steps cost less than a write each; an execution's end leaves at once. What goes wrong is logged, because
-the port's callers do nothing else. When the store hangs, what waits is kept and more is dropped: readers rebuild live
-state from the records.
+so that short steps cost less than a write each; an execution's end leaves at once. An execution has one write at a
+time, and what comes meanwhile gathers behind it, because events of two writes at once would lose their order. What goes
+wrong is logged, once an outage, because the port's callers do nothing else. When the store hangs, what waits is kept
+and more is dropped: readers rebuild live state from the records.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from engine.adapters.outages import OutageLog
 from engine.errors import StoreError
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class WriteBehindStateStore:
         self._store = store
         self._gathered: dict[str, _Transition] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._writing: set[asyncio.Task[None]] = set()
+        self._writing: dict[str, asyncio.Task[None]] = {}
+        self._outages = OutageLog(_logger, "Writing live state")
 
     async def record_transition(
         self,
@@ -58,7 +61,7 @@ class WriteBehindStateStore:
         transition = self._gathered.get(execution_id)
         if transition is None:
             if len(self._gathered) + len(self._writing) >= MAX_WAITING:
-                _logger.warning("Live state of %s was not written: too many writes are waiting", execution_id)
+                self._outages.failed("too many writes are waiting")
                 return
             transition = self._gathered[execution_id] = _Transition()
         transition.execution = execution or transition.execution
@@ -87,17 +90,24 @@ class WriteBehindStateStore:
         """Wait until all that was asked for is written."""
         self._flush()
         while self._writing:
-            await asyncio.wait(list(self._writing))
+            await asyncio.wait(list(self._writing.values()))
 
     def _flush(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        gathered, self._gathered = self._gathered, {}
-        for execution_id, transition in gathered.items():
-            task = asyncio.create_task(self._write(execution_id, transition))
-            self._writing.add(task)
-            task.add_done_callback(self._writing.discard)
+        for execution_id in [execution_id for execution_id in self._gathered if execution_id not in self._writing]:
+            self._begin(execution_id)
+
+    def _begin(self, execution_id: str) -> None:
+        task = asyncio.create_task(self._write(execution_id, self._gathered.pop(execution_id)))
+        self._writing[execution_id] = task
+        task.add_done_callback(lambda done: self._end(execution_id, done))
+
+    def _end(self, execution_id: str, task: asyncio.Task[None]) -> None:
+        del self._writing[execution_id]
+        if execution_id in self._gathered and not task.cancelled():
+            self._begin(execution_id)
 
     async def _write(self, execution_id: str, transition: _Transition) -> None:
         try:
@@ -108,4 +118,6 @@ class WriteBehindStateStore:
                 events=transition.events or None,
             )
         except StoreError as error:
-            _logger.warning("Live state of %s was not written: %s", execution_id, error)
+            self._outages.failed(error)
+        else:
+            self._outages.worked()

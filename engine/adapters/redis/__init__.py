@@ -1,0 +1,1 @@
+"""Live state, progress events and the shared cache on a Redis server."""
