@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime, timedelta
 
     from engine.domain.execution import Cancellation, ErrorPayload, Value
@@ -63,6 +64,25 @@ class RunDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run as lists show it."""
+
+    execution_id: str
+    run_id: str
+    status: RunStatus
+    started_at: datetime
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """Runs, and the position behind them when more follow."""
+
+    items: list[RunSummary]
+    next: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeHealth:
     """Temporal's own state, for the health report."""
 
@@ -100,6 +120,26 @@ class ExecutionRuntime(Protocol):
 
     async def describe_run(self, execution_id: str) -> RunDescription | None:
         """Return the current run, its close included, or None when Temporal does not know the id."""
+        ...
+
+    async def list_runs(
+        self,
+        *,
+        statuses: Collection[RunStatus] = (),
+        closed_since: datetime | None = None,
+        limit: int,
+        after: bytes | None,
+    ) -> RunPage:
+        """Return a page of the task queue's runs, earlier runs of an execution among them; it may lag some seconds.
+
+        A run that went on as another one is left out. Open ones come first, then the latest closed.
+
+        Args:
+            statuses: only those; none for all.
+            closed_since: only those that closed then or later, by the server's clock.
+            limit: most runs of the page.
+            after: ``next`` of the page before; None for the first.
+        """
         ...
 
     async def await_close(self, execution_id: str, wait: timedelta) -> bool:

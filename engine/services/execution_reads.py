@@ -14,19 +14,18 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from engine.domain.execution import ExecutionRecord, LiveState, StepRecord, StepStatus, micros
-from engine.domain.live import live_execution, live_step
+from engine.domain.execution import ExecutionRecord, LiveState, StepRecord
 from engine.errors import ExecutionNotFoundError, InvalidInputError, RuntimeUnavailableError, StoreError
-from engine.services.repair import contradicted
+from engine.services.repair import standing_steps
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-    from datetime import datetime
+    from collections.abc import AsyncGenerator
 
     from engine.domain.execution import Event
     from engine.ports.execution_runtime import ExecutionRuntime, RunDescription
     from engine.ports.execution_store import ExecutionStore
     from engine.ports.state_store import StateStore
+    from engine.services.repair import ExecutionRepairs
 
 __all__ = ["ExecutionReads", "ExecutionResult", "ExecutionView"]
 
@@ -83,12 +82,12 @@ class ExecutionReads:
         executions: ExecutionStore,
         state: StateStore,
         runtime: ExecutionRuntime,
-        clock: Callable[[], datetime],
+        repairs: ExecutionRepairs,
     ) -> None:
         self._executions = executions
         self._state = state
         self._runtime = runtime
-        self._clock = clock
+        self._repairs = repairs
         self._checks = _Checks()
 
     async def read_status(self, execution_id: str) -> ExecutionView:
@@ -102,7 +101,7 @@ class ExecutionReads:
             return ExecutionView(live)
         if live is None or live.execution.status.is_terminal:
             record = await self._record(execution_id)
-            live = await self._rebuild(record)
+            live = await self._repairs.rebuild_live_state(record)
             if record.status.is_terminal:
                 return ExecutionView(live)
         try:
@@ -112,8 +111,9 @@ class ExecutionReads:
             return ExecutionView(live, stale=True)
         if run is None:
             return ExecutionView(live, hint=hint)
-        record = await self._repaired(await self._record(execution_id), run.run)
-        return ExecutionView(await self._rebuild(record), hint=None if record.status.is_terminal else hint)
+        record = await self._repairs.repaired(await self._record(execution_id), run.run)
+        live = await self._repairs.rebuild_live_state(record)
+        return ExecutionView(live, hint=None if record.status.is_terminal else hint)
 
     async def verified_record(self, execution_id: str) -> ExecutionRecord:
         """Return the record, repaired if Temporal contradicts it.
@@ -126,7 +126,7 @@ class ExecutionReads:
         if record.status.is_terminal:
             return record
         await self._runtime.connect()
-        return await self._repaired(record, await self._runtime.describe_run(execution_id))
+        return await self._repairs.repaired(record, await self._runtime.describe_run(execution_id))
 
     async def read_result(self, execution_id: str, wait: timedelta) -> ExecutionResult:
         """Return the end of an execution, waiting for it up to ``wait``.
@@ -219,19 +219,6 @@ class ExecutionReads:
             _logger.warning("Live state of %s was not read: %s", execution_id, error)
             return None
 
-    async def _rebuild(self, record: ExecutionRecord) -> LiveState:
-        steps = standing_steps(await self._executions.list_steps(record.execution_id))
-        live = LiveState(
-            execution=live_execution(record), steps={step_id: live_step(step) for step_id, step in steps.items()}
-        )
-        try:
-            await self._state.record_transition(
-                record.execution_id, execution=live.execution, steps=list(live.steps.values())
-            )
-        except StoreError as error:
-            _logger.warning("Live state of %s was not rebuilt: %s", record.execution_id, error)
-        return live
-
     async def _check(self, execution_id: str) -> tuple[str | None, _Checked | None]:
         """Ask Temporal unless that was done within a second; return a hint, and the answer when it is not open."""
         checked_at, hint = self._checks.at.get(execution_id, (float("-inf"), None))
@@ -255,58 +242,6 @@ class ExecutionReads:
         await self._runtime.connect()
         run, polled = await asyncio.gather(self._runtime.describe_run(execution_id), self._runtime.has_poller())
         return _Checked(run, None if polled else NO_WORKER_HINT)
-
-    async def _repaired(self, record: ExecutionRecord, run: RunDescription | None) -> ExecutionRecord:
-        if record.status.is_terminal:
-            return record
-        right = contradicted(record, run, self._clock())
-        if right is None:
-            return record
-        await self._cancel_open_steps(right)
-        if await self._executions.repair_execution(right, expected=record.status):
-            _logger.warning(
-                "Execution %s was %s in its record and %s in Temporal; the record was repaired",
-                record.execution_id,
-                record.status,
-                right.status,
-            )
-            return right
-        return await self._record(record.execution_id)
-
-    async def _cancel_open_steps(self, closed: ExecutionRecord) -> None:
-        """No code ran to say how these ended; nothing of them runs any more."""
-        at = closed.completed_at or self._clock()
-        steps = standing_steps(await self._executions.list_steps(closed.execution_id))
-        ended = [
-            step.model_copy(
-                update={"status": StepStatus.CANCELLED, "token": max(micros(at), step.token + 1), "completed_at": at}
-            )
-            for step in steps.values()
-            if not step.status.is_terminal
-        ]
-        if ended:
-            await self._executions.record_steps(ended, closed.run_started_at or closed.created_at)
-
-
-def standing_steps(records: list[StepRecord]) -> dict[str, StepRecord]:
-    """For each step the record with the greatest token, with the attempts and the start of all its calls."""
-    standing: dict[str, StepRecord] = {}
-    started: dict[str, datetime | None] = {}
-    for record in records:
-        started.setdefault(record.step_id, record.started_at)
-        current = standing.get(record.step_id)
-        if current is None or record.token >= current.token:
-            standing[record.step_id] = record
-    return {
-        step_id: record.model_copy(
-            update={
-                "attempts": record.prior_attempts + record.attempts,
-                "prior_attempts": 0,
-                "started_at": started[step_id],
-            }
-        )
-        for step_id, record in standing.items()
-    }
 
 
 def _is_whole(live: LiveState) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -22,21 +23,21 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from engine.adapters.codec import compress_zstd
-from engine.adapters.temporal.closes import describe_close, find_cancel_request
-from engine.adapters.temporal.connection import RPC_TIMEOUT, temporal_failures
+from engine.adapters.temporal.closes import describe_close, find_cancel_request, list_runs
+from engine.adapters.temporal.connection import RPC_TIMEOUT, temporal_failures, unreachable
 from engine.adapters.temporal.dev_server import search_attributes
 from engine.domain.step_table import plan_table
 from engine.errors import ConflictError, InternalError
 from engine.ports.execution_runtime import RunDescription, RuntimeHealth, StartedRun
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
     from engine.adapters.temporal.connection import TemporalConnection
     from engine.domain.execution import Cancellation
     from engine.domain.messages import StartEnvelope
     from engine.domain.plan import ExecutionPlan
-    from engine.ports.execution_runtime import StartRequest
+    from engine.ports.execution_runtime import RunPage, RunStatus, StartRequest
 
 MAX_INLINE_PLAN_BYTES: Final = 64 * 1024
 """Compressed; a larger plan is loaded by its hash."""
@@ -92,7 +93,7 @@ class TemporalRuntime:
     async def request_cancel(self, execution_id: str, reason: str | None) -> bool:
         """See ``ExecutionRuntime``."""
         client = await self._connection.client()
-        with temporal_failures(_address(client)):
+        async with _deadline(_address(client)):
             try:
                 await client.get_workflow_handle(execution_id).cancel(reason=reason or "", rpc_timeout=RPC_TIMEOUT)
             except RPCError as error:
@@ -104,7 +105,7 @@ class TemporalRuntime:
     async def describe_run(self, execution_id: str) -> RunDescription | None:
         """See ``ExecutionRuntime``."""
         client = await self._connection.client()
-        with temporal_failures(_address(client)):
+        async with _deadline(_address(client)):
             try:
                 described = await client.get_workflow_handle(execution_id).describe(rpc_timeout=RPC_TIMEOUT)
                 return await describe_close(client, described)
@@ -112,6 +113,19 @@ class TemporalRuntime:
                 if error.status is RPCStatusCode.NOT_FOUND:
                     return None
                 raise
+
+    async def list_runs(
+        self,
+        *,
+        statuses: Collection[RunStatus] = (),
+        closed_since: datetime | None = None,
+        limit: int,
+        after: bytes | None,
+    ) -> RunPage:
+        """See ``ExecutionRuntime``."""
+        client = await self._connection.client()
+        async with _deadline(_address(client)):
+            return await list_runs(client, self._task_queue, statuses, closed_since, limit, after)
 
     async def find_cancel_request(self, execution_id: str) -> Cancellation | None:
         """See ``ExecutionRuntime``."""
@@ -232,6 +246,17 @@ class TemporalRuntime:
             if len(self._inlined) > _MAX_KNOWN_PLANS:
                 self._inlined.popitem(last=False)
         return known
+
+
+@asynccontextmanager
+async def _deadline(address: str) -> AsyncGenerator[None]:
+    """Turn what goes wrong into our errors, no later than a call may take: the SDK's retries take longer."""
+    try:
+        async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
+            with temporal_failures(address):
+                yield
+    except TimeoutError as error:
+        raise unreachable(address) from error
 
 
 async def _is_alive(client: Client) -> bool:
