@@ -7,6 +7,7 @@ The agents are a script, which costs next to nothing, as the hand-written activi
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 import time
@@ -41,8 +42,11 @@ _STALE_SECONDS: Final = 1.05
 class EngineSide:
     """Runs the shapes' definitions."""
 
-    def __init__(self, engine: WorkflowEngine, workflow_ids: dict[str, str], release: threading.Event) -> None:
+    def __init__(
+        self, engine: WorkflowEngine, workflow_ids: dict[str, str], release: threading.Event, *, is_embedded: bool
+    ) -> None:
         self._engine = engine
+        self._is_embedded = is_embedded
         self._workflow_ids = workflow_ids
         self._release = release
 
@@ -57,6 +61,8 @@ class EngineSide:
     def counters(self) -> dict[str, int]:
         """See ``Side``: of the synced database every commit is a sync; live state is never synced."""
         stores = self._engine._session().stores  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - counters are no part of the API
+        if not self._is_embedded:
+            return {}
         records = cast("SqliteExecutionStore", stores.executions)._database  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the same
         live = cast("SqliteStateStore", stores.state)._database  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the same
         return {
@@ -92,8 +98,9 @@ class EngineSide:
         return milliseconds
 
 
-async def main(address: str, data_dir: str, agents: str) -> None:
-    """Work and answer commands until the end of the input."""
+async def main(address: str, data_dir: str, agents: str, stores: str = "{}") -> None:
+    """Work and answer commands until the end of the input; ``stores``: more of the config, as JSON."""
+    configured = cast("dict[str, JsonValue]", json.loads(stores))
     release = threading.Event()
     async with WorkflowEngine(
         {
@@ -102,6 +109,7 @@ async def main(address: str, data_dir: str, agents: str) -> None:
             "task_queue": f"engine-{uuid.uuid4().hex[:8]}",
             "data_dir": data_dir,
             "agent_modules": ["benchmarks.agents"],
+            **configured,
         },
         invoker=_script(release) if agents == "script" else None,
     ) as engine:
@@ -112,7 +120,7 @@ async def main(address: str, data_dir: str, agents: str) -> None:
             shape.name: await engine.create_workflow(shape.name, shape.definition_steps()) for shape in SHAPES.values()
         }
         ids["hold"] = await engine.create_workflow("hold", [{"id": "hold", "agent_id": _HOLD_AGENT}])
-        await serve(EngineSide(engine, ids, release))
+        await serve(EngineSide(engine, ids, release, is_embedded="mongo_uri" not in configured))
 
 
 def _script(release: threading.Event) -> ScriptedAgentInvoker:
@@ -132,4 +140,4 @@ def _script(release: threading.Event) -> ScriptedAgentInvoker:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4]))
+    asyncio.run(main(*sys.argv[1:]))

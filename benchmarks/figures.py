@@ -76,9 +76,9 @@ class SideFigures:
         """Failed executions of all bursts."""
         return sum(burst.failed for burst in self.bursts)
 
-    def peak_bytes(self) -> int:
-        """Most resident memory in any burst."""
-        return max(burst.peak_bytes for burst in self.bursts)
+    def peak_bytes(self) -> float:
+        """Most resident memory during the median burst."""
+        return median(burst.peak_bytes for burst in self.bursts)
 
     def cpu_ms_a_step(self) -> float:
         """Processor time of the whole process in the median burst."""

@@ -47,9 +47,11 @@ def _calls(shapes: Iterable[str]) -> Iterable[tuple[str, ...]]:
     for name, method in vars(WorkflowEngine).items():
         if name.startswith("_") or name == "aclose" or not inspect.isfunction(method):
             continue
-        text = str(inspect.signature(method).return_annotation).removeprefix("AsyncIterator[").removesuffix("]")
+        text = str(inspect.signature(method).return_annotation)
+        if inspect.isasyncgenfunction(method):
+            text = text.removeprefix("AsyncIterator[").removesuffix("]")
         shape = text.removeprefix("types.")
-        words = {"str": "the id", "bool": "true or false"}
+        words = {"str": "the id", "bool": "true or false", "list[list[str]]": "a list of paths, each a list of ids"}
         answer = _link(shape) if shape in shapes else words[text]
         yield f"`{name}`", f"an iterator of {answer}" if inspect.isasyncgenfunction(method) else answer
 

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from engine.domain.handoff import Handoff
     from engine.domain.json import JsonValue
     from engine.errors import EngineError
+    from engine.ports.agent_graph import AgentUse
     from engine.ports.execution_runtime import StartedRun
     from engine.services.execution_reads import ExecutionResult, ExecutionView
+    from engine.services.graph import AgentImpact
+    from engine.services.repair import Repair
+    from engine.services.verification import Drift
 
 _OPEN_STEP = (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.WAITING)
 
@@ -95,6 +99,40 @@ def handoff(stored: Handoff) -> types.Handoff:
         "version": stored.version,
         "created_at": format_instant(stored.created_at),
         "updated_at": format_instant(stored.updated_at),
+    }
+
+
+def agent_use(use: AgentUse) -> types.AgentUse:
+    """An item of ``find_workflows``."""
+    return {"workflow_id": use.definition_id, "steps": list(use.step_ids), "as": use.role}
+
+
+def agent_impact(impact: AgentImpact) -> types.AgentImpact:
+    """Answer of ``agent_impact``."""
+    return {
+        "workflows": [agent_use(use) for use in impact.uses],
+        "handoffs": [handoff(stored) for stored in impact.handoffs],
+    }
+
+
+def repair(made: Repair) -> types.Repair:
+    """One line of ``repair_executions``."""
+    return {
+        "execution_id": made.execution_id,
+        "what": made.what,
+        "before": None if made.before is None else made.before.value,
+        "after": made.after.value,
+    }
+
+
+def drift(found: Drift) -> types.Drift:
+    """One line of ``verify_executions``."""
+    return {
+        "execution_id": found.execution_id,
+        "record": None if found.record is None else found.record.value,
+        "temporal": found.temporal,
+        "live": None if found.live is None else found.live.value,
+        "text": found.text,
     }
 
 

@@ -1,6 +1,5 @@
-"""The composition root: settings in, an open engine out; the only place that imports adapters.
+"""The composition root: settings in, an open engine out. With ``engine.stores`` the only place that imports adapters.
 
-Each adapter is imported inside the branch that chooses it, so that a run on embedded stores loads no other driver.
 Making the parts connects to nothing; every one opens at its first use.
 """
 
@@ -11,37 +10,36 @@ import functools
 import logging
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from engine.errors import EngineError, UnsupportedError
+from engine.errors import ConfigurationError, EngineError
 from engine.services.agents import AgentService
 from engine.services.analytics import AnalyticsService
+from engine.services.copying import Catalogue, CopyService, Records
 from engine.services.definitions import DefinitionService
 from engine.services.execution_reads import ExecutionReads
 from engine.services.executions import ExecutionService
+from engine.services.graph import GraphService
 from engine.services.handoffs import HandoffService
 from engine.services.health import ComponentHealth, HealthService
 from engine.services.plans import PlanService
+from engine.services.reconciliation import ReconciliationService
+from engine.services.repair import ExecutionRepairs
+from engine.services.verification import VerificationService
+from engine.stores import Stores, open_stores
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from temporalio.client import Interceptor
     from temporalio.runtime import Runtime
+    from temporalio.worker import Worker
 
     from engine.adapters.temporal.connection import TemporalConnection
     from engine.adapters.temporal.runtime import TemporalRuntime
     from engine.ports.agent_invoker import AgentInvoker
-    from engine.ports.agent_store import AgentStore
-    from engine.ports.artifact_store import ArtifactStore
-    from engine.ports.definition_store import DefinitionStore
-    from engine.ports.execution_store import ExecutionAnalytics, ExecutionStore
-    from engine.ports.handoff_store import HandoffStore
-    from engine.ports.health import HealthCheck
-    from engine.ports.state_store import StateStore
     from engine.settings import EngineSettings
 
 _logger = logging.getLogger(__name__)
@@ -49,30 +47,6 @@ _logger = logging.getLogger(__name__)
 WORKER_GRACE: Final = timedelta(seconds=30)
 EMBEDDED_GRACE: Final = timedelta(seconds=5)
 """An embedded worker stops with its program, and nobody waits half a minute for a program to end."""
-LIVE_STATE_TTL: Final = timedelta(days=1)
-_UNBUILT: Final = {
-    "neo4j_uri": "Neo4j",
-    "mongo_uri": "MongoDB",
-    "redis_uri": "Redis",
-    "pinecone_api_key": "Pinecone",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """The ports over stores, with what keeps them open."""
-
-    definitions: DefinitionStore
-    source_definitions: DefinitionStore
-    """``definitions`` without its cache."""
-    agents: AgentStore
-    handoffs: HandoffStore
-    executions: ExecutionStore
-    analytics: ExecutionAnalytics
-    artifacts: ArtifactStore
-    state: StateStore
-    checks: Mapping[str, HealthCheck]
-    closing: AsyncExitStack
 
 
 class EngineSession:
@@ -120,10 +94,24 @@ class EngineSession:
         )
         self.agents = AgentService(stores.agents, _now)
         self.handoffs = HandoffService(stores.handoffs, stores.agents, _now, _suffix)
-        self.reads = ExecutionReads(stores.executions, stores.state, self.runtime, _now)
+        repairs = ExecutionRepairs(stores.executions, stores.state, _now)
+        self.reads = ExecutionReads(stores.executions, stores.state, self.runtime, repairs)
+        self.reconciliation = ReconciliationService(
+            stores.executions,
+            stores.state,
+            self.runtime,
+            repairs,
+            _now,
+            holder=_new_ulid(),
+            batch_size=settings.batch_size,
+        )
+        self.verification = VerificationService(
+            stores.executions, stores.state, self.runtime, repairs, _now, batch_size=settings.batch_size
+        )
         self.executions = ExecutionService(
             self.plans, stores.executions, self.runtime, self.reads, _now, _new_ulid, INTERPRETER_VERSION
         )
+        self.graph = GraphService(stores.graph, stores.agents)
         self.analytics = AnalyticsService(stores.analytics, stores.definitions, stores.agents, _now)
         self.health = HealthService(stores.checks, self._probe_runtime, _now)
         self._starting = asyncio.Lock()
@@ -132,7 +120,7 @@ class EngineSession:
         self._closed = False
 
     async def start_worker(self, grace: timedelta = EMBEDDED_GRACE) -> None:
-        """Run a worker on this loop from now on; once.
+        """Run a worker with its background tasks on this loop from now on; once.
 
         Raises:
             RuntimeUnavailableError: there is no server to work for.
@@ -163,8 +151,17 @@ class EngineSession:
                 grace=grace,
                 runner=self.settings.workflow_runner,
             )
-            self._worker = asyncio.create_task(worker.run(), name="baton worker")
+            self._worker = asyncio.create_task(self._work(worker), name="baton worker")
             self._stop_worker = worker.shutdown
+
+    async def _work(self, worker: Worker) -> None:
+        """Run the worker with its background tasks, which end with it."""
+        reconciling = asyncio.create_task(self.reconciliation.run_forever(), name="baton reconciler")
+        try:
+            await worker.run()
+        finally:
+            reconciling.cancel()
+            await asyncio.wait([reconciling])
 
     async def worker_ended(self) -> None:
         """Wait until the worker has ended; raise what ended it."""
@@ -255,7 +252,7 @@ async def open_worker(settings: EngineSettings) -> WorkerSession:
 
     Raises:
         RuntimeUnavailableError: there is no server, and none can be started.
-        UnsupportedError: a store is configured whose adapter is not built yet.
+        ConfigurationError: a store's settings can't be used together.
     """
     session = EngineSession(settings)
     try:
@@ -268,51 +265,41 @@ async def open_worker(settings: EngineSettings) -> WorkerSession:
     return WorkerSession(session, address, session.connection.ui_url, client.namespace)
 
 
-def open_stores(settings: EngineSettings) -> Stores:
-    """Choose an adapter for each store; nothing is opened yet.
+@asynccontextmanager
+async def open_copy(settings: EngineSettings, source: Literal["embedded", "configured"]) -> AsyncGenerator[CopyService]:
+    """Have the embedded and the configured stores open, to copy from ``source`` to the other ones.
+
+    Only what has a store of its own configured is copied.
 
     Raises:
-        UnsupportedError: a store is configured whose adapter is not built yet.
+        ConfigurationError: no store that could be copied to or from is configured.
     """
-    for key, name in _UNBUILT.items():
-        if getattr(settings, key) is not None:
-            raise UnsupportedError(
-                f"{key} is set, but the {name} adapter is not built yet; leave {key} out to use the embedded store",
-                {"key": key},
-            )
-    from engine.adapters.caching import CachedAgentStore, CachedDefinitionStore, CachedHandoffStore, ReadCache
-    from engine.adapters.codec import Codec
-    from engine.adapters.sqlite.agent_store import SqliteAgentStore
-    from engine.adapters.sqlite.artifact_store import SqliteArtifactStore
-    from engine.adapters.sqlite.database import SqliteDatabase
-    from engine.adapters.sqlite.definition_store import SqliteDefinitionStore
-    from engine.adapters.sqlite.execution_store import SqliteExecutionStore
-    from engine.adapters.sqlite.handoff_store import SqliteHandoffStore
-    from engine.adapters.sqlite.schema import LIVE_STATE
-    from engine.adapters.sqlite.state_store import SqliteStateStore
-
-    codec = Codec(settings.compression_threshold, settings.compression)
-    database = SqliteDatabase(settings.data_dir / "baton.db")
-    live = SqliteDatabase(settings.data_dir / "live.db", LIVE_STATE)
-    closing = AsyncExitStack()
-    closing.push_async_callback(database.aclose)
-    closing.push_async_callback(live.aclose)
-    definitions = SqliteDefinitionStore(database, codec)
-    executions = SqliteExecutionStore(database, codec)
-    state = SqliteStateStore(live, codec, LIVE_STATE_TTL)
-    cache = ReadCache(codec, settings.cache_ttl)
-    return Stores(
-        definitions=CachedDefinitionStore(definitions, cache),
-        source_definitions=definitions,
-        agents=CachedAgentStore(SqliteAgentStore(database, codec), cache),
-        handoffs=CachedHandoffStore(SqliteHandoffStore(database, codec), cache),
-        executions=executions,
-        analytics=executions,
-        artifacts=SqliteArtifactStore(database, codec),
-        state=state,
-        checks={"definitions": definitions, "executions": executions, "state": state},
-        closing=closing,
-    )
+    if settings.neo4j_uri is None and settings.mongo_uri is None:
+        raise ConfigurationError(
+            "There are no configured stores to copy to or from; set neo4j_uri (for workflows, agents and handoffs), "
+            "mongo_uri (for executions) or both",
+            {"path": "neo4j_uri"},
+        )
+    embedded = settings.model_copy(update=dict.fromkeys(("neo4j_uri", "mongo_uri", "redis_uri", "pinecone_api_key")))
+    async with AsyncExitStack() as closing:
+        sides: list[Stores] = []
+        for side in (embedded, settings):
+            stores = open_stores(side)
+            closing.push_async_callback(stores.closing.aclose)
+            sides.append(stores)
+        first, second = sides if source == "embedded" else reversed(sides)
+        catalogues = (
+            Catalogue(first.definitions, first.agents, first.handoffs),
+            Catalogue(second.definitions, second.agents, second.handoffs),
+        )
+        records = (Records(first.executions, first.artifacts), Records(second.executions, second.artifacts))
+        yield CopyService(
+            None if settings.neo4j_uri is None else catalogues,
+            None if settings.mongo_uri is None else records,
+            _now,
+            settings.batch_size,
+            settings.retry_count,
+        )
 
 
 def _open_tracing():  # noqa: ANN202

@@ -273,6 +273,23 @@ class WorkflowEngine:
         why = optional_text(reason, "reason")
         return await session.executions.cancel_execution(text(execution_id, "execution_id"), why)
 
+    @_on_own_loop
+    async def repair_executions(self, execution_id: str | None = None) -> types.Repairs:
+        """Compare all executions, or one, with Temporal now and make records and live state say what it says."""
+        session = self._session()
+        done = await session.verification.repair(optional_text(execution_id, "execution_id"))
+        return {
+            "checked": done.checked,
+            "repaired": [answers.repair(made) for made in done.repairs],
+            "left": [answers.drift(found) for found in done.left],
+        }
+
+    @_on_own_loop
+    async def verify_executions(self) -> types.Verification:
+        """Compare the records and live state of all executions with Temporal; nothing is changed."""
+        found = await self._session().verification.verify()
+        return {"checked": found.checked, "drift": [answers.drift(item) for item in found.drift]}
+
     async def watch_execution(self, execution_id: str, from_event: str | None = None) -> AsyncIterator[types.Event]:
         """Yield an execution's events until it is over, from the one behind ``from_event`` (an event's id)."""
         request_id = _new_request_id()
@@ -385,6 +402,29 @@ class WorkflowEngine:
             cursor,
         )
         return {"items": [answers.handoff(item) for item in items], "next_cursor": following}
+
+    # Who uses whom.
+
+    @_on_own_loop
+    async def find_workflows(
+        self, agent_id: str, limit: int | None = None, cursor: str | None = None
+    ) -> types.AgentUsePage:
+        """Return a page of the active workflows that use an agent in their newest version, by their ids."""
+        session = self._session()
+        items, following = await session.graph.find_definitions(text(agent_id, "agent_id"), limit, cursor)
+        return {"items": [answers.agent_use(item) for item in items], "next_cursor": following}
+
+    @_on_own_loop
+    async def agent_impact(self, agent_id: str) -> types.AgentImpact:
+        """Return all workflows and handoffs that would miss an agent."""
+        session = self._session()
+        return answers.agent_impact(await session.graph.agent_impact(text(agent_id, "agent_id")))
+
+    @_on_own_loop
+    async def handoff_paths(self, source: str, target: str, max_hops: int = 6) -> list[list[str]]:
+        """Return the paths of agent ids from ``source`` to ``target`` along handoffs, at most 100, shortest first."""
+        session = self._session()
+        return await session.graph.handoff_paths(text(source, "source"), text(target, "target"), max_hops)
 
     # What is known.
 

@@ -303,6 +303,27 @@ class HandoffPage(TypedDict):
     next_cursor: str | None
 
 
+# Written as a call, because "as" is a word of Python.
+AgentUse = TypedDict(
+    "AgentUse", {"workflow_id": str, "steps": list[str], "as": Literal["agent", "fallback", "handoff"]}
+)
+AgentUse.__doc__ = """A workflow that uses an agent, and how: as a step's agent, as its fallback, or by a handoff."""
+
+
+class AgentUsePage(TypedDict):
+    """Answer of ``find_workflows``; a workflow that uses the agent in two ways comes twice."""
+
+    items: list[AgentUse]
+    next_cursor: str | None
+
+
+class AgentImpact(TypedDict):
+    """Answer of ``agent_impact``."""
+
+    workflows: list[AgentUse]
+    handoffs: list[Handoff]
+
+
 class TimeRange(TypedDict):
     """The range that a report covers."""
 
@@ -324,6 +345,40 @@ class AgentPerformance(TypedDict):
     agent_id: str
     time_range: TimeRange
     metrics: dict[str, float | None]
+
+
+class Repair(TypedDict):
+    """What was made right, in the record or in live state: its status before (null: there was none) and after."""
+
+    execution_id: str
+    what: Literal["record", "live_state"]
+    before: str | None
+    after: str
+
+
+class Drift(TypedDict):
+    """An execution that its places tell differently: its status in each (null: not there), and what is wrong."""
+
+    execution_id: str
+    record: str | None
+    temporal: str | None
+    live: str | None
+    text: str
+
+
+class Repairs(TypedDict):
+    """Answer of ``repair_executions``; ``left`` is what only its starter or an operator can make right."""
+
+    checked: int
+    repaired: list[Repair]
+    left: list[Drift]
+
+
+class Verification(TypedDict):
+    """Answer of ``verify_executions``."""
+
+    checked: int
+    drift: list[Drift]
 
 
 class Component(TypedDict):

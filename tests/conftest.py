@@ -37,9 +37,10 @@ async def dev_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator
 
 
 @pytest.fixture
-def engine_config(dev_server: DevServerLease, tmp_path: Path) -> dict[str, object]:
+def engine_config(dev_server: DevServerLease, tmp_path: Path, store_settings: dict[str, object]) -> dict[str, object]:
     """Settings of an engine on the session's server: its own data and its own task queue."""
     return {
+        **store_settings,
         "temporal_address": dev_server.address,
         "worker": "embedded",
         "task_queue": f"test-{os.getpid()}-{next(_queues)}",

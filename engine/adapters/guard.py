@@ -1,9 +1,10 @@
 """What stands before every server: a deadline for each call, one kind of error, and a circuit that opens.
 
 A dead server must cost its callers neither a minute nor itself a storm of connections. A call has one deadline, tries
-and waiting for a connection included. After some outages in a row the circuit is open: calls fail at once, but for one
-at a time, at most twice a second, that finds out whether the server is back. So its return is noticed by the first
-call half a second later.
+and waiting for a connection included. After some outages in a row the circuit is open: the calls under way end with it,
+and new ones fail at once, but for one at a time, at most twice a second, that finds out whether the server is back. So
+its return is noticed by the first call half a second later. An outage counts only when no call that was made later has
+been answered: what began before the last answer says nothing about the server of now.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from engine.adapters.failures import FailureTable
+    from engine.errors import StoreError
 
 __all__ = ["StoreGuard"]
 
 FAILURES_TO_OPEN: Final = 5
 PROBE_SECONDS: Final = 0.5
+_LONG_AGO: Final = 0.0
+"""By the loop's clock."""
 
 T = TypeVar("T")
 
@@ -38,7 +42,10 @@ class StoreGuard:
         self._failures = failures
         self._deadline = deadline
         self._outages = 0
+        self._answered_at = float("-inf")
         self._probed_at = float("-inf")
+        self._is_probing = False
+        self._under_way: set[asyncio.Timeout] = set()
 
     @property
     def is_open(self) -> bool:
@@ -55,25 +62,59 @@ class StoreGuard:
         Raises:
             StoreError: the driver's failure in our words, no answer in time, or the circuit is open.
         """
-        if self.is_open:
-            if time.monotonic() - self._probed_at < PROBE_SECONDS:
-                raise self._failures.failure(
-                    "has not answered of late and is given a moment; try again", "circuit_open"
-                )
-            self._probed_at = time.monotonic()
-        seconds = (deadline or self._deadline).total_seconds()
-        timeout = asyncio.timeout(seconds)
+        limit = self._deadline if deadline is None else deadline
+        if not self.is_open:
+            return await self._bounded(call, limit)
+        if self._is_probing or time.monotonic() - self._probed_at < PROBE_SECONDS:
+            raise self._refusal()
+        self._is_probing = True
+        self._probed_at = time.monotonic()
+        try:
+            return await self._bounded(call, limit)
+        finally:
+            self._is_probing = False
+
+    async def _bounded(self, call: Callable[[], Awaitable[T]], limit: timedelta) -> T:
+        began_at = time.monotonic()
+        timeout = asyncio.timeout(limit.total_seconds())
         try:
             async with timeout:
-                answer = await call()
+                self._under_way.add(timeout)
+                try:
+                    answer = await call()
+                finally:
+                    self._under_way.discard(timeout)
         except Exception as error:
             if isinstance(error, TimeoutError) and timeout.expired():
-                self._outages += 1
-                raise self._failures.failure(f"did not answer within {seconds:g} s", "timeout") from error
+                if timeout.when() == _LONG_AGO:
+                    raise self._refusal() from error
+                self._count_outage(began_at)
+                says = f"did not answer within {limit.total_seconds():g} s"
+                raise self._failures.failure(says, "timeout") from error
             failure = self._failures.explain(error)
             if failure is None:
                 raise
-            self._outages = self._outages + 1 if self._failures.is_outage(error) else 0
+            if self._failures.is_outage(error):
+                self._count_outage(began_at)
+            else:
+                self._take_answer()
             raise failure from error
-        self._outages = 0
+        self._take_answer()
         return answer
+
+    def _refusal(self) -> StoreError:
+        return self._failures.failure("has not answered of late and is given a moment; try again", "circuit_open")
+
+    def _take_answer(self) -> None:
+        self._outages = 0
+        self._answered_at = time.monotonic()
+
+    def _count_outage(self, began_at: float) -> None:
+        if began_at < self._answered_at:
+            return
+        self._outages += 1
+        if self._outages == FAILURES_TO_OPEN:
+            # Each of them would try to connect, one after the other.
+            for timeout in self._under_way:
+                if not timeout.expired():
+                    timeout.reschedule(_LONG_AGO)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from engine.cli.invocation import Invocation, output_option
-from engine.cli.printing import instant, print_answer, print_fields, print_json, print_page
+from engine.cli.printing import (
+    HANDOFF_COLUMNS,
+    USE_COLUMNS,
+    instant,
+    note,
+    print_answer,
+    print_fields,
+    print_json,
+    print_page,
+    print_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -76,6 +86,27 @@ def list_(invocation: Invocation, capabilities: tuple[str, ...], status: str, li
             "CAPABILITIES": lambda item: item.get("capabilities"),
         },
     )
+
+
+@agent.command()
+@click.argument("agent_id", metavar="ID")
+@output_option
+@click.pass_obj
+def impact(invocation: Invocation, agent_id: str) -> None:
+    """Show which workflows and handoffs would miss the agent ID."""
+    found = invocation.call(lambda engine: engine.agent_impact(agent_id))
+
+    def render() -> None:
+        if not (found["workflows"] or found["handoffs"]):
+            note("nothing uses it")
+        if found["workflows"]:
+            print_rows(cast("Sequence[Mapping[str, object]]", found["workflows"]), USE_COLUMNS)
+        if found["workflows"] and found["handoffs"]:
+            click.echo()
+        if found["handoffs"]:
+            print_rows(cast("Sequence[Mapping[str, object]]", found["handoffs"]), HANDOFF_COLUMNS)
+
+    print_answer(found, invocation.output, render)
 
 
 async def register_all(engine: WorkflowEngine, agents: Sequence[Mapping[str, object]]) -> list[str]:

@@ -12,30 +12,33 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
-from engine.cli.invocation import ExitCode, Invocation, output_option
+from engine.cli.invocation import ExitCode, Invocation, output_option, quiet_drivers
 from engine.cli.printing import note, print_json, print_table
 from engine.errors import ConfigurationError, RuntimeUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from engine.cli.store_probe import StoreProbe
     from engine.settings import EngineSettings
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _CONNECT_SECONDS = 10.0
 _GO_SECONDS = 20.0
 _STORES = (
-    ("neo4j_uri", "engine.adapters.neo4j", "definitions"),
-    ("mongo_uri", "engine.adapters.mongodb", "executions"),
-    ("redis_uri", "engine.adapters.redis", "live state"),
-    ("pinecone_api_key", "engine.adapters.pinecone", "vectors"),
+    ("definitions", "neo4j_uri", "definitions"),
+    ("executions", "mongo_uri", "executions"),
+    ("state", "redis_uri", "live state"),
+    ("vectors", "pinecone_api_key", "vectors"),
 )
+"""Component, the setting that gives it a server, and its name here."""
+_DISPENSABLE = ("state", "vectors")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Check:
 
 
 @click.command()
-@click.option("--fix", is_flag=True, help="Do what can be done: get a Temporal server, register search attributes.")
+@click.option(
+    "--fix", is_flag=True, help="Do what can be done: get a Temporal server, register search attributes, make indexes."
+)
 @output_option
 @click.pass_context
 def doctor(ctx: click.Context, fix: bool) -> None:  # noqa: FBT001 - click passes options by name
@@ -72,7 +77,7 @@ def doctor(ctx: click.Context, fix: bool) -> None:  # noqa: FBT001 - click passe
     else:
         print_table(
             ["CHECK", "STATUS", "WHAT"],
-            [[c.check, c.status, c.detail + (f". {c.fix}" if c.fix else "")] for c in checks],
+            [[c.check, c.status, f"{c.detail.rstrip('.')}. {c.fix}" if c.fix else c.detail] for c in checks],
         )
     if any(check.status == "missing" for check in checks):
         ctx.exit(ExitCode.CONFIGURATION)
@@ -97,8 +102,7 @@ def _checks(invocation: Invocation, *, fix: bool) -> Iterator[Check]:
         yield from _configured_server(settings, fix=fix)
     else:
         yield from _server_program(fix=fix)
-    for key, module, data in _STORES:
-        yield _store(key, module, data, configured=getattr(settings, key) is not None)
+    yield from _stores(settings, fix=fix)
 
 
 def _python() -> Check:
@@ -211,14 +215,28 @@ def _configured_server(settings: EngineSettings, *, fix: bool) -> Iterator[Check
         yield Check("search attributes", "ok", "all registered")
 
 
-def _store(key: str, module: str, data: str, *, configured: bool) -> Check:
-    if not configured:
-        return Check(data, "ok", "embedded in data_dir")
-    if util.find_spec(module) is not None:
-        return Check(data, "ok", f"{key} is configured")
-    return Check(
-        data,
-        "missing",
-        f"{key} is configured, and this Baton has no adapter for it",
-        f"Remove {key}: it is embedded then",
-    )
+def _stores(settings: EngineSettings, *, fix: bool) -> Iterator[Check]:
+    import asyncio
+
+    from engine.cli.store_probe import probe_stores
+
+    configured = [component for component, key, _ in _STORES if getattr(settings, key) is not None]
+    probes: dict[str, StoreProbe] = {}
+    if configured:
+        try:
+            with quiet_drivers():
+                probes = asyncio.run(probe_stores(settings, configured, make_schemas=fix))
+        except ConfigurationError as error:
+            yield Check("stores", "missing", error.message)
+            return
+    for component, _, name in _STORES:
+        yield _store(name, probes[component]) if component in probes else Check(name, "ok", "embedded in data_dir")
+
+
+def _store(name: str, probe: StoreProbe) -> Check:
+    if not probe.fault:
+        made = "; constraints and indexes are made" if probe.is_made else ""
+        return Check(name, "ok", probe.found + made)
+    if probe.component in _DISPENSABLE:
+        return Check(name, "warning", probe.fault, "Until then Baton does without it")
+    return Check(name, "unreachable", probe.fault)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from engine.cli.invocation import Invocation, output_option
-from engine.cli.printing import print_answer, print_fields, print_page
+from engine.cli.printing import HANDOFF_COLUMNS, note, print_answer, print_fields, print_json, print_page, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,14 +84,24 @@ def list_(invocation: Invocation, source_agent_id: str | None, limit: int, curso
     page = invocation.call(
         lambda engine: engine.list_handoffs(source_agent_id=source_agent_id, limit=limit, cursor=cursor)
     )
-    print_page(
-        cast("Mapping[str, object]", page),
-        invocation.output,
-        {
-            "HANDOFF": lambda item: item.get("handoff_id"),
-            "TYPE": lambda item: item.get("handoff_type"),
-            "SOURCE": lambda item: item.get("source_agent_id"),
-            "TARGET": lambda item: item.get("target_agent_id"),
-            "WHEN": lambda item: item.get("trigger_conditions"),
-        },
-    )
+    print_page(cast("Mapping[str, object]", page), invocation.output, HANDOFF_COLUMNS)
+
+
+@handoff.command()
+@click.argument("source", metavar="SOURCE")
+@click.argument("target", metavar="TARGET")
+@click.option("--max-hops", type=int, default=6, show_default=True, help="Most handoffs in a path.")
+@output_option
+@click.pass_obj
+def paths(invocation: Invocation, source: str, target: str, max_hops: int) -> None:
+    """Show the ways from the agent SOURCE to the agent TARGET along handoffs, shortest first."""
+    found = invocation.call(lambda engine: engine.handoff_paths(source, target, max_hops))
+    if invocation.output == "jsonl":
+        for path in found:
+            print_json(path, "jsonl")
+    elif invocation.output == "json":
+        print_json(found, "json")
+    elif found:
+        print_table(["HOPS", "PATH"], [[str(len(path) - 1), " > ".join(path)] for path in found])
+    else:
+        note("none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -24,12 +25,14 @@ from engine.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping
 
     from engine.facade import WorkflowEngine
     from engine.settings import EngineSettings
 
 _T = TypeVar("_T")
+
+_DRIVERS = ("temporalio", "neo4j", "pymongo", "redis", "pinecone")
 
 Output = Literal["text", "json", "jsonl"]
 
@@ -76,6 +79,22 @@ def end_process(code: int) -> NoReturn:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+@contextmanager
+def quiet_drivers() -> Generator[None]:
+    """Keep back what libraries log: a failed attempt is part of the answer, and they would say it with tracebacks."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in _DRIVERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 class Failure(click.ClickException):
@@ -163,7 +182,6 @@ class Invocation:
             log_level: of Baton's log lines on stderr, unless the user has set one.
         """
         import asyncio
-        import logging
 
         from engine.facade import WorkflowEngine
         from engine.observability import open_logging
@@ -181,14 +199,10 @@ class Invocation:
 
         level = settings.log_level if "log_level" in settings.model_fields_set else log_level
         log = open_logging(level, settings.log_format)
-        # A failed attempt is part of the answer; the SDK's own lines would say it again with a traceback.
-        sdk_logger = logging.getLogger("temporalio")
-        before = sdk_logger.level
-        sdk_logger.setLevel(logging.CRITICAL)
         try:
-            return asyncio.run(session())
+            with quiet_drivers():
+                return asyncio.run(session())
         finally:
-            sdk_logger.setLevel(before)
             log.close()
 
 

@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
     from engine.cli.invocation import Output
 
+    Columns = Mapping[str, Callable[[Mapping[str, object]], object]]
+    """Title to the value of an item."""
+
+USE_COLUMNS: Columns = {
+    "WORKFLOW": lambda item: item.get("workflow_id"),
+    "AS": lambda item: item.get("as"),
+    "STEPS": lambda item: item.get("steps"),
+}
+HANDOFF_COLUMNS: Columns = {
+    "HANDOFF": lambda item: item.get("handoff_id"),
+    "TYPE": lambda item: item.get("handoff_type"),
+    "SOURCE": lambda item: item.get("source_agent_id"),
+    "TARGET": lambda item: item.get("target_agent_id"),
+    "WHEN": lambda item: item.get("trigger_conditions"),
+}
 _WIDTH = 100
 _LEAST_FOLDED = 20
 _STYLES = {
@@ -50,9 +65,7 @@ def print_answer(answer: object, output: Output, render: Callable[[], None]) -> 
         print_json(answer, output)
 
 
-def print_page(
-    page: Mapping[str, object], output: Output, columns: Mapping[str, Callable[[Mapping[str, object]], object]]
-) -> None:
+def print_page(page: Mapping[str, object], output: Output, columns: Columns) -> None:
     """Write a page of a list; the cursor of the next one is a note unless it is part of the JSON.
 
     Args:
@@ -68,11 +81,16 @@ def print_page(
         for item in items:
             print_json(item, output)
     elif items:
-        print_table(list(columns), [[shown(of(item)) for of in columns.values()] for item in items])
+        print_rows(items, columns)
     else:
         note("none")
     if page.get("next_cursor"):
         note(f"more: --cursor {page['next_cursor']}")
+
+
+def print_rows(items: Sequence[Mapping[str, object]], columns: Columns) -> None:
+    """Write a table with a row for each item."""
+    print_table(list(columns), [[shown(of(item)) for of in columns.values()] for item in items])
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from engine.cli.invocation import Invocation, issue_line, output_option
-from engine.cli.printing import instant, note, print_answer, print_fields, print_page, print_table, shown
+from engine.cli.printing import (
+    USE_COLUMNS,
+    instant,
+    note,
+    print_answer,
+    print_fields,
+    print_page,
+    print_table,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -79,6 +88,18 @@ def list_(invocation: Invocation, tags: tuple[str, ...], status: str, limit: int
             "NAME": lambda item: item.get("name"),
         },
     )
+
+
+@workflow.command()
+@click.option("--agent", "agent_id", metavar="ID", required=True, help="The agent that they use.")
+@click.option("--limit", type=int, default=20, show_default=True)
+@click.option("--cursor", help="Where the page before ended.")
+@output_option
+@click.pass_obj
+def find(invocation: Invocation, agent_id: str, limit: int, cursor: str | None) -> None:
+    """Find the workflows that use an agent: in a step, as a fallback or by a handoff."""
+    page = invocation.call(lambda engine: engine.find_workflows(agent_id=agent_id, limit=limit, cursor=cursor))
+    print_page(cast("Mapping[str, object]", page), invocation.output, USE_COLUMNS)
 
 
 @workflow.command()

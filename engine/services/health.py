@@ -8,6 +8,7 @@ other only the type is named.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,11 +30,23 @@ T = TypeVar("T")
 
 ComponentStatus = Literal["up", "degraded", "down", "no_worker"]
 
-STORES: Final = ("definitions", "executions", "state")
+STORES: Final = ("definitions", "executions", "state", "vectors")
 VITAL: Final = ("temporal", "definitions", "executions")
 """Without one of these nothing works; without another one things work, slower or later."""
+WITHOUT: Final = {
+    "temporal": "nothing starts, and nothing that runs goes on",
+    "workers": "executions stand still",
+    "definitions": "only what was read of late can be executed, and nothing can be changed",
+    "executions": "nothing starts; what runs waits to be recorded",
+    "state": "all answers stay right and take longer, and watching shows no agent's progress",
+    "vectors": "executions run, and context is not found by its meaning",
+}
+"""What is lost while a component is down, for people."""
 DEADLINE: Final = timedelta(seconds=1.5)
 """For each check, all of them at once, so that the report as a whole stays within 2 s."""
+
+
+_UNKNOWN_WORKERS: Final = "Temporal did not say whether workers are there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +74,11 @@ class ComponentHealth:
         }
 
 
-_VECTORS: Final = ComponentHealth("up", backend="embedded", detail="built later")
-
-
 class HealthService:
     """Reports how the engine's parts are.
 
     Args:
-        checks: a check for each of ``definitions``, ``executions`` and ``state``.
+        checks: a check for each of ``definitions``, ``executions``, ``state`` and ``vectors``.
         runtime_probe: returns the health of Temporal and of its workers.
         clock: the present, aware UTC.
         deadline: how long each check may take.
@@ -93,15 +103,15 @@ class HealthService:
         """
         checked_at = self._clock()
         (temporal, workers), stores = await asyncio.gather(
-            self._answer(self._runtime_probe, lambda why: (_down(why), _unknown_workers())),
-            asyncio.gather(*(self._answer(_check_of(check), _down) for check in self._checks.values())),
+            self._answer(self._runtime_probe, lambda why: (_down("temporal", why), _down("workers", _UNKNOWN_WORKERS))),
+            asyncio.gather(
+                *(
+                    self._answer(_check_of(check), functools.partial(_down, name))
+                    for name, check in self._checks.items()
+                )
+            ),
         )
-        components = {
-            "temporal": temporal,
-            "workers": workers,
-            **dict(zip(self._checks, stores, strict=True)),
-            "vectors": _VECTORS,
-        }
+        components = {"temporal": temporal, "workers": workers, **dict(zip(self._checks, stores, strict=True))}
         shown: dict[str, JsonValue] = {name: component.to_dict() for name, component in components.items()}
         return {"status": _overall(components), "components": shown, "checked_at": format_instant(checked_at)}
 
@@ -142,16 +152,12 @@ def _check_of(check: HealthCheck) -> Callable[[], Awaitable[ComponentHealth]]:
     return ask
 
 
-def _down(why: str) -> ComponentHealth:
-    return ComponentHealth("down", detail=why)
+def _down(name: str, why: str) -> ComponentHealth:
+    return ComponentHealth("down", detail=f"{why.rstrip('.')}. Without it {WITHOUT[name]}.")
 
 
 def _words(error: BaseException) -> str:
     return error.message if isinstance(error, EngineError) else f"The check failed: {type(error).__name__}"
-
-
-def _unknown_workers() -> ComponentHealth:
-    return ComponentHealth("down", detail="Temporal did not say whether workers are there")
 
 
 def _overall(components: Mapping[str, ComponentHealth]) -> str:

@@ -10,7 +10,13 @@ import pytest
 from source_tree import CHECKOUT, PACKAGES, imports, sources
 
 CARD = ("temporalio", "pydantic", "msgpack", "zstandard", "motor", "redis", "neo4j", "pinecone")
-DISTRIBUTIONS = {"yaml": "pyyaml", "ulid": "python-ulid", "opentelemetry": "opentelemetry-sdk", "google": "protobuf"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "ulid": "python-ulid",
+    "opentelemetry": "opentelemetry-sdk",
+    "google": "protobuf",
+    "bson": "pymongo",
+}
 BROUGHT = {
     "protobuf": "temporalio",
     "httpcore2": "httpx2",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from tests.servers import UnavailableError, are_required, mongodb, neo4j, redis
+from tests.servers import UnavailableError, are_required, mongodb, neo4j, pinecone, redis
 
 missing = 0
-for module in (redis, neo4j, mongodb):
+for module in (redis, pinecone, neo4j, mongodb):
     try:
         print(f"{module.NAME}: {module.install()}", flush=True)
     except UnavailableError as error:

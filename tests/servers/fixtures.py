@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from neo4j import GraphDatabase
+from pymongo import MongoClient
+from redis import Redis
 
-from tests.servers import RunningServer, UnavailableError, are_required
+from tests.servers import RunningServer, UnavailableError, are_required, pinecone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
     from types import ModuleType
+
+
+EMBEDDED = "embedded"
+ON_BOTH_STORES = pytest.mark.parametrize("store_settings", [EMBEDDED, "four stores"], indirect=True)
+"""On a module: its tests run on the embedded stores and on the four servers."""
+
+_databases = count(1)
 
 
 @asynccontextmanager
@@ -56,3 +69,26 @@ async def pinecone_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncGene
 
     async with _running(pinecone, tmp_path_factory) as server:
         yield server
+
+
+@pytest.fixture
+def store_settings(request: pytest.FixtureRequest) -> Generator[dict[str, object]]:
+    """Settings of the stores: none for the embedded ones, or those of the four servers; see ``ON_BOTH_STORES``."""
+    if getattr(request, "param", EMBEDDED) == EMBEDDED:
+        yield {}
+        return
+    uris = {name: request.getfixturevalue(f"{name}_server").uri for name in ("neo4j", "mongo", "redis", "pinecone")}
+    with GraphDatabase.driver(uris["neo4j"]) as driver:
+        driver.execute_query("MATCH (n) DETACH DELETE n")
+    with Redis.from_url(uris["redis"]) as redis:
+        redis.flushdb()
+    with MongoClient[dict[str, object]](uris["mongo"]) as client:
+        name = f"baton-test-{next(_databases)}-{os.getpid()}"
+        yield {
+            "neo4j_uri": uris["neo4j"],
+            "mongo_uri": urlunsplit(urlsplit(uris["mongo"])._replace(path=f"/{name}")),
+            "redis_uri": uris["redis"],
+            "pinecone_api_key": pinecone.API_KEY,
+            "pinecone_host": uris["pinecone"],
+        }
+        client.drop_database(name)

@@ -75,14 +75,39 @@ async def test_what_nobody_closes_is_written_after_a_moment():
             await asyncio.sleep(0.002)
 
 
-async def test_a_store_that_is_down_is_a_line_in_the_log(caplog):
+async def test_a_store_that_is_down_for_long_is_two_lines_in_the_log(caplog):
     inner = RecordingStore()
     inner.fails = True
     store = WriteBehindStateStore(inner)
     with caplog.at_level(logging.WARNING, "engine"):
-        await store.record_transition("e", steps=[step(1)])
+        for number in range(500):
+            await store.record_transition(f"e{number}", steps=[step(1)])
         await store.aclose()
-    assert "Live state of e was not written: the store is down" in caplog.text
+        assert [record.getMessage() for record in caplog.records] == [
+            "Writing live state fails, and says so once until it works again: the store is down"
+        ]
+        inner.fails = False
+        await store.record_transition("e", steps=[step(1)])
+        await store.record_transition("f", steps=[step(1)])
+        await store.aclose()
+    assert len(caplog.records) == 2
+    assert caplog.records[1].getMessage().startswith("Writing live state works again, after 500 failures in ")
+
+
+async def test_writes_of_one_execution_never_overtake_each_other():
+    gate = asyncio.Event()
+    inner = RecordingStore(gate)
+    store = WriteBehindStateStore(inner)
+    await store.record_transition("e", events=[Event.at_instant("x", NOW, "1")])
+    await asyncio.sleep(write_behind.GATHER_SECONDS * 2)
+    for number in "23":
+        await store.record_transition("e", events=[Event.at_instant("x", NOW, number)])
+        await asyncio.sleep(write_behind.GATHER_SECONDS * 2)
+    await store.record_transition("e", execution=head(ExecutionStatus.COMPLETED))
+    gate.set()
+    await store.aclose()
+    assert [[event.id[-3] for event in write[3] or []] for write in inner.writes] == [["1"], ["2", "3"]]
+    assert inner.writes[1][1] == head(ExecutionStatus.COMPLETED)
 
 
 async def test_a_store_that_hangs_does_not_fill_the_memory(monkeypatch, caplog):
@@ -93,7 +118,7 @@ async def test_a_store_that_hangs_does_not_fill_the_memory(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "engine"):
         for number in range(5):
             await store.record_transition(f"e{number}", steps=[step(1)])
-    assert "Live state of e4 was not written: too many writes are waiting" in caplog.text
+    assert "Writing live state fails, and says so once until it works again: too many writes" in caplog.text
     gate.set()
     await store.aclose()
     assert [write[0] for write in inner.writes] == ["e0", "e1", "e2"]

@@ -14,6 +14,7 @@ from temporalio.exceptions import CancelledError
 from engine import WorkflowEngine
 from engine.adapters.sqlite.execution_store import SqliteExecutionStore
 from engine.domain.agent_call import AgentFailure, FailureReason
+from tests.servers.fixtures import ON_BOTH_STORES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from engine.domain.execution import ExecutionRecord, StepRecord
 
     Door = Callable[[WorkflowEngine, Client, str], Awaitable[None]]
+
+pytestmark = ON_BOTH_STORES
 
 REASON = "the customer went away"
 CHAIN: list[dict[str, Any]] = [

@@ -9,11 +9,14 @@ from runs import EngineFactory, create, decoded_sizes, echo, ended, events_of, f
 
 from engine.domain.messages import MAX_INLINE_OUTPUT_BYTES, MAX_PAYLOAD_BYTES
 from engine.errors import InvalidInputError
+from tests.servers.fixtures import ON_BOTH_STORES
 
 if TYPE_CHECKING:
     from temporalio.client import Client
 
     from engine.bootstrap import Stores
+
+pytestmark = ON_BOTH_STORES
 
 KIB = 1024
 

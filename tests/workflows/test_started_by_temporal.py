@@ -11,10 +11,13 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
 from engine.errors import ExecutionNotFoundError
+from tests.servers.fixtures import ON_BOTH_STORES
 
 if TYPE_CHECKING:
     from engine import WorkflowEngine
     from engine.bootstrap import Stores
+
+pytestmark = ON_BOTH_STORES
 
 STEPS: list[dict[str, Any]] = [
     {"id": "a", "agent_id": "agent-echo", "input_mapping": {"topic": "${input.topic ?? 'none'}"}},

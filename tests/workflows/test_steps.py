@@ -10,6 +10,7 @@ from runs import FAST_RETRIES, Gate, echo, ended, events_of, finish, start, unti
 from temporalio.api.enums.v1 import EventType, TimeoutType
 
 from engine.domain.agent_call import AgentFailure, FailureReason
+from tests.servers.fixtures import ON_BOTH_STORES
 
 if TYPE_CHECKING:
     from runs import EngineFactory
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from engine.bootstrap import Stores
     from engine.domain.agent_call import AgentCall
+
+pytestmark = ON_BOTH_STORES
 
 NO_RETRIES: dict[str, Any] = {"max_retries": 0}
 

@@ -1,4 +1,4 @@
-"""Definitions in the embedded database: one row a workflow, one a version, the newest version's tags beside them."""
+"""Definitions in the embedded database: one row a workflow, one a version; the newest one's tags and agents beside."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ _CREATED_AT = "SELECT created_at FROM definitions WHERE tenant = ? AND definitio
 _DROP_TAGS = "DELETE FROM definition_tags WHERE tenant = ? AND definition_id = ?"
 _ADD_TAG = """INSERT INTO definition_tags (tenant, tag, created_at, definition_id) VALUES (?, ?, ?, ?)
     ON CONFLICT DO NOTHING"""
+_DROP_AGENTS = "DELETE FROM definition_agents WHERE tenant = ? AND definition_id = ?"
+_ADD_AGENT = """INSERT INTO definition_agents (tenant, agent_id, definition_id, role, position, step_id)
+    VALUES (?, ?, ?, ?, ?, ?)"""
 _HAS_TAG = "SELECT 1 FROM definition_tags WHERE tenant = ? AND tag = ? AND created_at = ? AND definition_id = ?"
 _ARCHIVE = """UPDATE definitions SET status = 'archived', archived_at = ?
     WHERE tenant = ? AND definition_id = ? AND status = 'active'"""
@@ -80,6 +83,7 @@ class SqliteDefinitionStore:
                 return False
             connection.execute(_INSERT_VERSION, (*key, version.version, body))
             _set_tags(connection, version, created_at)
+            _set_agents(connection, version)
             return True
 
         return await self._database.write(insert)
@@ -96,6 +100,8 @@ class SqliteDefinitionStore:
             (created_at,) = cast("tuple[str]", connection.execute(_CREATED_AT, key).fetchone())
             connection.execute(_DROP_TAGS, key)
             _set_tags(connection, version, created_at)
+            connection.execute(_DROP_AGENTS, key)
+            _set_agents(connection, version)
             return True
 
         return await self._database.write(append)
@@ -160,6 +166,15 @@ class SqliteDefinitionStore:
 def _set_tags(connection: sqlite3.Connection, version: DefinitionVersion, created_at: str) -> None:
     for tag in version.definition.tags:
         connection.execute(_ADD_TAG, (TENANT, tag, created_at, version.definition_id))
+
+
+def _set_agents(connection: sqlite3.Connection, version: DefinitionVersion) -> None:
+    rows: list[tuple[str, str, str, str, int, str]] = []
+    for position, step in enumerate(version.definition.steps):
+        rows.append((TENANT, step.agent_id, version.definition_id, "agent", position, step.id))
+        if step.fallback is not None:
+            rows.append((TENANT, step.fallback.agent_id, version.definition_id, "fallback", position, step.id))
+    connection.executemany(_ADD_AGENT, rows)
 
 
 def _version_in(position: Position) -> int:

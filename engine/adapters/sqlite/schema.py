@@ -42,6 +42,12 @@ _DEFINITIONS = (
         tenant TEXT NOT NULL, tag TEXT NOT NULL, created_at TEXT NOT NULL, definition_id TEXT NOT NULL,
         PRIMARY KEY (tenant, tag, created_at, definition_id)) WITHOUT ROWID""",
     "CREATE INDEX definition_tags_by_id ON definition_tags (tenant, definition_id)",
+    # Which steps of the newest version call an agent, or fall back to it.
+    """CREATE TABLE definition_agents (
+        tenant TEXT NOT NULL, agent_id TEXT NOT NULL, definition_id TEXT NOT NULL, role TEXT NOT NULL,
+        position INTEGER NOT NULL, step_id TEXT NOT NULL,
+        PRIMARY KEY (tenant, agent_id, definition_id, role, position)) WITHOUT ROWID""",
+    "CREATE INDEX definition_agents_by_id ON definition_agents (tenant, definition_id)",
 )
 
 _AGENTS = (
@@ -136,13 +142,28 @@ _LEASES = (
         PRIMARY KEY (tenant, name)) WITHOUT ROWID""",
 )
 
+_CONTEXT = (
+    """CREATE TABLE context_items (
+        tenant TEXT NOT NULL, item_id TEXT NOT NULL, created_at TEXT NOT NULL, scope TEXT NOT NULL,
+        definition_id TEXT, execution_id TEXT, agent_id TEXT, text_hash TEXT NOT NULL, is_unindexed INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (tenant, item_id))""",
+    "CREATE INDEX items_by_time ON context_items (tenant, created_at, item_id)",
+    "CREATE INDEX items_by_scope ON context_items (tenant, scope, created_at, item_id)",
+    "CREATE INDEX items_by_execution ON context_items (tenant, execution_id, created_at, item_id)",
+    "CREATE INDEX items_by_definition ON context_items (tenant, scope, definition_id, created_at, item_id)",
+    "CREATE INDEX items_by_agent ON context_items (tenant, scope, agent_id, created_at, item_id)",
+    "CREATE INDEX unindexed_items ON context_items (tenant, created_at, item_id) WHERE is_unindexed = 1",
+)
+
 RECORDS: Final = Schema(
     migrations=(
         (*_DEFINITIONS, *_AGENTS, *_HANDOFFS, *_EXECUTIONS, *_ARTIFACTS, "PRAGMA user_version = 1"),
         (*_LEASES, "PRAGMA user_version = 2"),
+        (*_CONTEXT, "PRAGMA user_version = 3"),
     )
 )
-"""Definitions, agents, handoffs, executions, artifacts, leases: the truth."""
+"""Definitions, agents, handoffs, executions, artifacts, leases, context items: the truth."""
 
 LIVE_STATE: Final = Schema(
     migrations=(
