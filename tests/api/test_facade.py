@@ -120,6 +120,11 @@ GOOD: dict[str, dict[str, object]] = {
     "list_handoffs": {},
     "get_workflow_metrics": {"workflow_id": "w"},
     "get_agent_performance": {"agent_id": "agent-a"},
+    "find_workflows": {"agent_id": "agent-a"},
+    "agent_impact": {"agent_id": "agent-a"},
+    "handoff_paths": {"source": "agent-a", "target": "agent-b"},
+    "repair_executions": {},
+    "verify_executions": {},
 }
 BAD: dict[str, dict[str, list[Any]]] = {
     "create_workflow": {
@@ -216,6 +221,11 @@ BAD: dict[str, dict[str, list[Any]]] = {
     },
     "get_workflow_metrics": {"workflow_id": NOT_TEXT, "time_range": NOT_RANGE, "metrics": NOT_METRICS},
     "get_agent_performance": {"agent_id": NOT_TEXT, "time_range": NOT_RANGE, "metrics": NOT_METRICS},
+    "find_workflows": {"agent_id": NOT_TEXT, "limit": NOT_LIMIT, "cursor": NOT_CURSOR},
+    "agent_impact": {"agent_id": NOT_TEXT},
+    "handoff_paths": {"source": NOT_TEXT, "target": NOT_TEXT, "max_hops": [0, -1, 11, True, "6", 1.5]},
+    "repair_executions": {"execution_id": NOT_TEXT},
+    "verify_executions": {},
 }
 
 
@@ -283,6 +293,10 @@ UNKNOWN = [
     ("get_execution_result", {"execution_id": "none", "wait": 5}, "execution_not_found", {"execution_id": "none"}),
     ("cancel_execution", {"execution_id": "a\0b"}, "execution_not_found", {"execution_id": "a\0b"}),
     ("watch_execution", {"execution_id": "none"}, "execution_not_found", {"execution_id": "none"}),
+    ("repair_executions", {"execution_id": "none"}, "execution_not_found", {"execution_id": "none"}),
+    ("find_workflows", {"agent_id": "none"}, "agent_not_found", {"agent_id": "none"}),
+    ("agent_impact", {"agent_id": "none"}, "agent_not_found", {"agent_id": "none"}),
+    ("handoff_paths", {"source": "agent-a", "target": "none"}, "agent_not_found", {"agent_id": "none"}),
     ("get_agent", {"agent_id": "' OR 1=1 --"}, "agent_not_found", {"agent_id": "' OR 1=1 --"}),
     ("get_agent_performance", {"agent_id": "none"}, "agent_not_found", {"agent_id": "none"}),
     ("get_handoff", {"handoff_id": "none"}, "handoff_not_found", {"handoff_id": "none"}),
