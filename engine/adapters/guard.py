@@ -1,16 +1,20 @@
 """What stands before every server: a deadline for each call, one kind of error, and a circuit that opens.
 
 A dead server must cost its callers neither a minute nor itself a storm of connections. A call has one deadline, tries
-and waiting for a connection included. After some outages in a row the circuit is open: the calls under way end with it,
-and new ones fail at once, but for one at a time, at most twice a second, that finds out whether the server is back. So
-its return is noticed by the first call half a second later. An outage counts only when no call that was made later has
-been answered: what began before the last answer says nothing about the server of now.
+and waiting for a connection included. After some outages in a row the circuit is open: calls fail at once, but for one
+at a time, at most twice a second, that finds out whether the server is back. So its return is noticed by the first
+call half a second later. An outage counts only when no call that was made later has been answered: what began before
+the last answer says nothing about the server of now.
+
+Calls wait for their turn here and not in the driver's pool, first come, first served: those that wait when the circuit
+opens fail with it, instead of trying to connect one after the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -24,8 +28,6 @@ __all__ = ["StoreGuard"]
 
 FAILURES_TO_OPEN: Final = 5
 PROBE_SECONDS: Final = 0.5
-_LONG_AGO: Final = 0.0
-"""By the loop's clock."""
 
 T = TypeVar("T")
 
@@ -36,16 +38,18 @@ class StoreGuard:
     Args:
         failures: what the driver's exceptions mean.
         deadline: how long a call may take in all.
+        slots: most calls at the same time, as many as the driver has connections; None: any number.
     """
 
-    def __init__(self, failures: FailureTable, deadline: timedelta) -> None:
+    def __init__(self, failures: FailureTable, deadline: timedelta, slots: int | None = None) -> None:
         self._failures = failures
         self._deadline = deadline
         self._outages = 0
         self._answered_at = float("-inf")
         self._probed_at = float("-inf")
         self._is_probing = False
-        self._under_way: set[asyncio.Timeout] = set()
+        self._free = slots
+        self._waiting: deque[asyncio.Future[bool]] = deque()
 
     @property
     def is_open(self) -> bool:
@@ -77,20 +81,20 @@ class StoreGuard:
     async def _bounded(self, call: Callable[[], Awaitable[T]], limit: timedelta) -> T:
         began_at = time.monotonic()
         timeout = asyncio.timeout(limit.total_seconds())
+        has_slot = False
         try:
             async with timeout:
-                self._under_way.add(timeout)
+                await self._take_slot()
+                has_slot = True
                 try:
                     answer = await call()
                 finally:
-                    self._under_way.discard(timeout)
+                    self._leave_slot()
         except Exception as error:
             if isinstance(error, TimeoutError) and timeout.expired():
-                if timeout.when() == _LONG_AGO:
-                    raise self._refusal() from error
                 self._count_outage(began_at)
-                says = f"did not answer within {limit.total_seconds():g} s"
-                raise self._failures.failure(says, "timeout") from error
+                says = "did not answer" if has_slot else "had no connection free"
+                raise self._failures.failure(f"{says} within {limit.total_seconds():g} s", "timeout") from error
             failure = self._failures.explain(error)
             if failure is None:
                 raise
@@ -101,6 +105,33 @@ class StoreGuard:
             raise failure from error
         self._take_answer()
         return answer
+
+    async def _take_slot(self) -> None:
+        if self._free is None:
+            return
+        if self._free > 0:
+            self._free -= 1
+            return
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            is_given = await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and turn.done() and turn.result():
+                self._leave_slot()
+            raise
+        if not is_given:
+            raise self._refusal()
+
+    def _leave_slot(self) -> None:
+        if self._free is None:
+            return
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(True)
+                return
+        self._free += 1
 
     def _refusal(self) -> StoreError:
         return self._failures.failure("has not answered of late and is given a moment; try again", "circuit_open")
@@ -113,8 +144,8 @@ class StoreGuard:
         if began_at < self._answered_at:
             return
         self._outages += 1
-        if self._outages == FAILURES_TO_OPEN:
-            # Each of them would try to connect, one after the other.
-            for timeout in self._under_way:
-                if not timeout.expired():
-                    timeout.reschedule(_LONG_AGO)
+        if self.is_open:
+            for turn in self._waiting:
+                if not turn.done():
+                    turn.set_result(False)
+            self._waiting.clear()

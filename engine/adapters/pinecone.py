@@ -108,7 +108,7 @@ class PineconeVectorIndex:
         address = _address(self._control_host if host is None else host)
         self._subject = f"Pinecone's index {index or ''} at {address}".replace("  ", " ")
         self._failures = FailureTable("pinecone", self._subject, _rows(dimension), _reason)
-        self._guard = StoreGuard(self._failures, deadline)
+        self._guard = StoreGuard(self._failures, deadline, pool_size)
         self._opening: asyncio.Task[AsyncIndex] | None = None
         self._is_fit = False
         self._closed = False

@@ -488,6 +488,26 @@ async def test_a_hanging_server_costs_a_quarter_of_a_second_and_nothing_once_tha
         await server.stop()
 
 
+async def test_a_busy_process_does_not_take_its_own_delays_for_the_servers(
+    redis_server: RunningServer,
+    admin: Redis,
+) -> None:
+    stalls = asyncio.Event()
+
+    async def stall() -> None:
+        while not stalls.is_set():
+            time.sleep(0.06)
+            await asyncio.sleep(0)
+
+    async with opened(redis_server.uri, pool_size=3, deadline=None) as database:
+        stalling = asyncio.create_task(stall())
+        began_at = time.monotonic()
+        await states_on(database).record_transition("flow-1", execution=head())
+        assert time.monotonic() - began_at > 0.25
+        stalls.set()
+        await stalling
+
+
 async def test_readers_that_wait_learn_of_a_hang(redis_server: RunningServer, tmp_path: Path) -> None:
     server = await redis.start(tmp_path)
     try:

@@ -13,6 +13,7 @@ from test_shapes import fits
 from engine import EngineError, ErrorCode, WorkflowEngine, types
 from engine.cli.root import baton
 from engine.services.graph import MAX_HOPS
+from tests.servers.fixtures import ON_BOTH_STORES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncGenerator[WorkflowEngine]:
-    async with WorkflowEngine({"data_dir": str(tmp_path)}) as engine:
+async def engine(tmp_path: Path, store_settings: dict[str, object]) -> AsyncGenerator[WorkflowEngine]:
+    async with WorkflowEngine({"data_dir": str(tmp_path), **store_settings}) as engine:
         await fill(engine)
         yield engine
 
@@ -58,6 +59,7 @@ async def refused(asked: Any) -> EngineError:
     return error.value
 
 
+@ON_BOTH_STORES
 async def test_workflows_that_use_an_agent_in_each_role(engine: WorkflowEngine):
     assert await uses(engine, "a") == [
         ("partner", "handoff", ["s0"]),
@@ -66,18 +68,21 @@ async def test_workflows_that_use_an_agent_in_each_role(engine: WorkflowEngine):
     ]
 
 
+@ON_BOTH_STORES
 async def test_a_handoff_that_is_bound_to_a_workflow_counts_there_only(engine: WorkflowEngine):
     found = await uses(engine, "e")
     assert ("bound", "handoff", ["s0"]) in found
     assert "unbound" not in {workflow_id for workflow_id, _, _ in found}
 
 
+@ON_BOTH_STORES
 async def test_only_the_newest_version_of_an_active_workflow_counts(engine: WorkflowEngine):
     await engine.update_workflow("twice", {"steps": [{"id": "only", "agent_id": "e"}]})
     await engine.delete_workflow("partner")
     assert await uses(engine, "a") == [("spare", "fallback", ["s0"])]
 
 
+@ON_BOTH_STORES
 async def test_pages_of_workflows_follow_one_another(engine: WorkflowEngine):
     whole = (await engine.find_workflows("a"))["items"]
     found: list[types.AgentUse] = []
@@ -95,6 +100,7 @@ async def test_pages_of_workflows_follow_one_another(engine: WorkflowEngine):
     assert (error.code, error.details["path"]) == (ErrorCode.INVALID_INPUT, "cursor")
 
 
+@ON_BOTH_STORES
 async def test_the_impact_of_an_agent_is_its_workflows_and_its_handoffs(engine: WorkflowEngine):
     impact = await engine.agent_impact("c")
     fits(impact, types.AgentImpact)
@@ -120,6 +126,7 @@ async def test_the_impact_is_whole_however_many_workflows_there_are(engine: Work
     assert len(impact["workflows"]) == 4
 
 
+@ON_BOTH_STORES
 async def test_paths_along_handoffs_come_shortest_first(engine: WorkflowEngine):
     paths = await engine.handoff_paths("a", "d")
     fits(paths, list[list[str]])
@@ -138,6 +145,7 @@ async def test_an_agent_has_no_path_to_itself(engine: WorkflowEngine):
     assert (await refused(engine.handoff_paths("a", "a"))).code is ErrorCode.INVALID_INPUT
 
 
+@ON_BOTH_STORES
 async def test_an_agent_that_is_not_registered_is_named(engine: WorkflowEngine):
     for asked in (
         engine.find_workflows("nobody"),

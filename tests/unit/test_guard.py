@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -286,15 +287,76 @@ async def test_a_caller_that_is_cancelled_says_nothing_about_the_server(guard: S
     assert not guard.is_open
 
 
-async def test_calls_under_way_end_when_it_opens(guard: StoreGuard, server: Server):
-    """Those that wait for a connection of the pool would try to connect one after the other."""
+@pytest.fixture
+def narrow(guard: StoreGuard) -> StoreGuard:
+    """A guard of a driver with two connections."""
+    return StoreGuard(guard._failures, timedelta(seconds=0.3), slots=2)
+
+
+async def test_no_more_calls_at_once_than_there_are_connections(narrow: StoreGuard, server: Server):
+    assert await asyncio.gather(*(narrow.run(server.answer) for _ in range(20))) == ["answer"] * 20
+    assert server.at_once == 2
+
+
+async def test_calls_get_their_turn_in_the_order_in_which_they_came(narrow: StoreGuard):
+    """Also when those that come back at once, as a busy loop does, would take every slot that gets free."""
+    order: list[int] = []
+
+    async def call(number: int) -> None:
+        order.append(number)
+        await asyncio.sleep(0)
+
+    async def comes_back(number: int) -> None:
+        for _ in range(3):
+            await narrow.run(lambda: call(number))
+
+    await asyncio.gather(*(comes_back(number) for number in range(5)))
+    assert order == [0, 1, 2, 3, 4] * 3
+
+
+async def test_calls_that_wait_for_a_connection_end_when_it_opens(narrow: StoreGuard, server: Server):
+    """They would try to connect, one after the other."""
     server.hangs = True
-    waiting = [asyncio.create_task(reason_of(guard, server.answer, deadline=timedelta(seconds=60))) for _ in range(20)]
-    await asyncio.sleep(0.01)
-    server.hangs = False
-    await open_circuit(guard, server)
+    deadlines = [0.01, 0.05, *(60 for _ in range(20))]
+    calls = [asyncio.create_task(reason_of(narrow, server.answer, deadline=timedelta(seconds=s))) for s in deadlines]
+    await asyncio.sleep(0.2)
+    for _ in range(FAILURES_TO_OPEN - 2):
+        narrow._count_outage(time.monotonic())
     async with asyncio.timeout(5):
-        assert await asyncio.gather(*waiting) == ["circuit_open"] * 20
+        reasons = await asyncio.gather(*calls[:2], *calls[4:])
+    assert reasons == ["timeout"] * 2 + ["circuit_open"] * 18
+    assert server.asked == 4
+    for call in calls[2:4]:
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+async def test_a_call_that_found_no_connection_free_says_so(narrow: StoreGuard, server: Server):
+    server.hangs = True
+    holding = [asyncio.create_task(reason_of(narrow, server.answer)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(StoreError, match="had no connection free within"):
+        await narrow.run(server.answer, timedelta(seconds=0.02))
+    await asyncio.gather(*holding)
+    assert server.asked == 2
+
+
+async def test_no_slot_is_ever_lost(narrow: StoreGuard, server: Server):
+    """Callers are cancelled while they wait, while they call, and at the very moment of their turn."""
+    chance = random.Random(8)
+    for _ in range(50):
+        calls = [asyncio.create_task(narrow.run(server.answer)) for _ in range(10)]
+        for call in calls:
+            if chance.random() < 0.5:
+                await asyncio.sleep(0)
+            if chance.random() < 0.5:
+                call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert narrow._free == 2
+    server.at_once = 0
+    assert await asyncio.gather(*(narrow.run(server.answer) for _ in range(10))) == ["answer"] * 10
+    assert server.at_once == 2
 
 
 async def test_calls_older_than_the_last_answer_do_not_open_it(guard: StoreGuard, server: Server):

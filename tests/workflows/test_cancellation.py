@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,7 @@ from runs import Gate, create, ended, events_of, finish, start, temporal_cli, un
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import CancelledError
 
-from engine import WorkflowEngine
-from engine.adapters.sqlite.execution_store import SqliteExecutionStore
+from engine import WorkflowEngine, bootstrap
 from engine.domain.agent_call import AgentFailure, FailureReason
 from tests.servers.fixtures import ON_BOTH_STORES
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from engine.bootstrap import Stores
     from engine.domain.execution import ExecutionRecord, StepRecord
+    from engine.ports.execution_store import ExecutionStore
+    from engine.settings import EngineSettings
 
     Door = Callable[[WorkflowEngine, Client, str], Awaitable[None]]
 
@@ -201,27 +203,43 @@ class _SlowEnds:
         """Every session that opens its stores meanwhile gets the slow one."""
         ends = self
 
-        class SlowStore(SqliteExecutionStore):
-            async def finalize_execution(self, record: ExecutionRecord, steps: list[StepRecord]) -> ExecutionRecord:
-                stored = await super().finalize_execution(record, steps)
-                await self._wait(record)
-                return stored
+        opened = bootstrap.open_stores
 
-            async def record_last_steps(
-                self, steps: list[StepRecord], end: ExecutionRecord
-            ) -> tuple[list[StepRecord], ExecutionRecord | None]:
-                stored = await super().record_last_steps(steps, end)
-                await self._wait(end)
-                return stored
-
-            async def _wait(self, end: ExecutionRecord) -> None:
-                ends.writes.append(end.status.value)
-                while not ends.is_released:
-                    await asyncio.sleep(0.01)
+        def open_slow(settings: EngineSettings) -> Stores:
+            stores = opened(settings)
+            return dataclasses.replace(stores, executions=_SlowStore(stores.executions, ends))  # pyright: ignore[reportArgumentType] - a port's double
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("engine.adapters.sqlite.execution_store.SqliteExecutionStore", SlowStore)
+            patch.setattr(bootstrap, "open_stores", open_slow)
             yield
+
+
+class _SlowStore:
+    """An ExecutionStore of which each end waits."""
+
+    def __init__(self, store: ExecutionStore, ends: _SlowEnds) -> None:
+        self._store = store
+        self._ends = ends
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def finalize_execution(self, record: ExecutionRecord, steps: list[StepRecord]) -> ExecutionRecord:
+        stored = await self._store.finalize_execution(record, steps)
+        await self._wait(record)
+        return stored
+
+    async def record_last_steps(
+        self, steps: list[StepRecord], end: ExecutionRecord
+    ) -> tuple[list[StepRecord], ExecutionRecord | None]:
+        stored = await self._store.record_last_steps(steps, end)
+        await self._wait(end)
+        return stored
+
+    async def _wait(self, end: ExecutionRecord) -> None:
+        self._ends.writes.append(end.status.value)
+        while not self._ends.is_released:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("door", [by_native_cancel, by_signal])

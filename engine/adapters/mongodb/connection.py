@@ -76,7 +76,7 @@ class MongoDatabase:
         self._address, self._name = _parts(uri)
         self.batch_size = batch_size
         self.failures = FailureTable("mongodb", f"MongoDB at {self._address} (mongo_uri)", _FAILURES, _reason)
-        self._guard = StoreGuard(self.failures, deadline)
+        self._guard = StoreGuard(self.failures, deadline, pool_size)
         limit_ms = int(deadline.total_seconds() * 1000)
         self._options: dict[str, object] = {
             "appname": "baton",
@@ -84,10 +84,11 @@ class MongoDatabase:
             "maxPoolSize": pool_size,
             "retryReads": True,
             "retryWrites": True,
-            # A little before the deadline, so that the driver's own reason is what is told.
-            "serverSelectionTimeoutMS": limit_ms * 85 // 100,
-            "connectTimeoutMS": limit_ms * 85 // 100,
-            "timeoutMS": limit_ms * 95 // 100,
+            # Well before the deadline, so that the driver's own reason is what is told: it looks for a server in steps
+            # of half a second. The second one covers the whole call, and the first where there is none.
+            "serverSelectionTimeoutMS": limit_ms * 7 // 10,
+            "timeoutMS": limit_ms * 7 // 10,
+            "connectTimeoutMS": limit_ms * 7 // 10,
             # Watching by a stream would take two connections more in place of one.
             "serverMonitoringMode": "poll",
             "tz_aware": True,
@@ -197,7 +198,10 @@ class MongoDatabase:
         if self._is_closed:
             raise self.failures.failure("was closed here; open a new engine", "closed")
         if self._client is None:
-            self._client = self._make_client()
+            try:
+                self._client = self._make_client()
+            except ValueError as error:
+                raise self.failures.failure(_MALFORMED, "uri") from error
             self._database = self._client.get_database(
                 self._name,
                 read_preference=ReadPreference.PRIMARY,
@@ -266,6 +270,7 @@ _NO_SPACE: Final = 14031
 
 _UNREACHABLE: Final = "can't be reached; start it, or correct mongo_uri"
 _SLOW: Final = "did not answer in time; look at its load and at the network to it"
+_MALFORMED: Final = "can't be used: mongo_uri is malformed, or a character in it needs percent-encoding"
 _FAILURES: Final = (
     Failure(
         errors.OperationFailure,
@@ -293,7 +298,7 @@ _FAILURES: Final = (
     Failure(errors.ServerSelectionTimeoutError, _UNREACHABLE, is_outage=True),
     Failure(errors.PyMongoError, _SLOW, _is_timeout, is_outage=True),
     Failure(errors.ConnectionFailure, _UNREACHABLE, is_outage=True),
-    Failure(errors.InvalidURI, "can't be used: mongo_uri is malformed, or a character in it needs percent-encoding"),
+    Failure(errors.InvalidURI, _MALFORMED),
     Failure(errors.ConfigurationError, "can't be used with these options; correct mongo_uri, or upgrade the server"),
     Failure(errors.InvalidName, "has no database of the name that mongo_uri gives; correct it"),
     Failure(errors.DocumentTooLarge, "can't take a record that is over 16 MiB; return less"),

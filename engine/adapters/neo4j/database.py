@@ -63,7 +63,7 @@ class Neo4jDatabase:
         self._pool_size = pool_size
         self._place = place_of(uri)
         self._failures = failures_of(self._place)
-        self._guard = StoreGuard(self._failures, READ_DEADLINE)
+        self._guard = StoreGuard(self._failures, READ_DEADLINE, pool_size)
         self._driver: AsyncDriver | None = None
         self._making_schema = asyncio.Lock()
         self._is_ready = False

@@ -2,7 +2,7 @@
 
 Commands go out together and are answered together, so that a caller pays one round trip whatever it asks. They are sent
 as they stand over RESP2, whose replies have one shape in all versions. Nothing here is the only copy of anything, so a
-server that hangs costs a call 200 ms, and the calls right after it, which are mostly the same caller's, 40 ms each.
+server that hangs costs a call 180 ms, and the calls right after it, which are mostly the same caller's, 40 ms each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from redis.backoff import NoBackoff
 from engine.adapters.failures import Failure, FailureTable
 from engine.adapters.guard import StoreGuard
 from engine.adapters.redis.news import RedisNews
-from engine.errors import ConfigurationError, StoreError
+from engine.adapters.redis.patience import responsive_timeout
+from engine.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,9 @@ __all__ = ["Command", "RedisDatabase", "Reply", "Script", "ScriptCall"]
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
 Reply: TypeAlias = "bytes | int | list[Reply] | None"
 
-CALL_DEADLINE: Final = timedelta(milliseconds=200)
+CALL_DEADLINE: Final = timedelta(milliseconds=180)
+BUSY_FACTOR: Final = 5
+"""How many times its deadline a call may take in a process that is busy."""
 SUSPECT_DEADLINE: Final = timedelta(milliseconds=40)
 SUSPECT_SECONDS: Final = 0.3
 """For how long after a call without an answer the next ones wait less. It is shorter than a circuit's pause, so that
@@ -69,7 +72,7 @@ class RedisDatabase:
     Args:
         uri: ``redis://``, ``rediss://`` or ``unix://``, with user and password if need be.
         pool_size: most connections for commands; the news have one more.
-        deadline: how long a call may take in all.
+        deadline: how long a call may take in all, in a process that is not busy.
 
     Raises:
         ConfigurationError: ``uri`` can't be read.
@@ -79,7 +82,7 @@ class RedisDatabase:
         options = _options(uri)
         self._address = _address(options)
         self._failures = FailureTable("redis", f"Redis at {self._address} (redis_uri)", _FAILURES)
-        self._guard = StoreGuard(self._failures, deadline)
+        self._guard = StoreGuard(self._failures, BUSY_FACTOR * deadline, pool_size)
         self._deadline = deadline
         self._unanswered_at = float("-inf")
         self._pool_size = pool_size
@@ -118,16 +121,7 @@ class RedisDatabase:
         """
         if self._is_closed:
             raise self._failures.failure("was closed here; open a new engine", "closed")
-        is_suspect = time.monotonic() - self._unanswered_at < SUSPECT_SECONDS
-        deadline = min(self._deadline, SUSPECT_DEADLINE) if is_suspect else self._deadline
-        try:
-            answers = await self._guard.run(lambda: self._ask(commands), deadline)
-        except StoreError as error:
-            if error.details.get("reason") == "timeout":
-                self._unanswered_at = time.monotonic()
-            raise
-        self._unanswered_at = float("-inf")
-        return answers
+        return await self._guard.run(lambda: self._ask_in_time(commands))
 
     async def aclose(self) -> None:
         """Close the connections. Closing again does nothing."""
@@ -137,6 +131,17 @@ class RedisDatabase:
         await self.news.aclose()
         with self._failures.translated():
             await self._pool.disconnect()
+
+    async def _ask_in_time(self, commands: Sequence[Command | ScriptCall]) -> list[Reply]:
+        is_suspect = time.monotonic() - self._unanswered_at < SUSPECT_SECONDS
+        try:
+            async with responsive_timeout(min(self._deadline, SUSPECT_DEADLINE) if is_suspect else self._deadline):
+                replies = await self._ask(commands)
+        except TimeoutError:
+            self._unanswered_at = time.monotonic()
+            raise
+        self._unanswered_at = float("-inf")
+        return replies
 
     async def _ask(self, commands: Sequence[Command | ScriptCall]) -> list[Reply]:
         connection = await self._pool.get_connection()  # pyright: ignore[reportUnknownMemberType] - its unused parameters
@@ -248,6 +253,7 @@ _FAILURES: Final = (
         "could not be reached; check that it runs and that redis_uri names it",
         is_outage=True,
     ),
+    Failure(TimeoutError, "did not answer in time; check that it runs and is not overloaded", is_outage=True),
     Failure(exceptions.TimeoutError, "did not answer; check that it runs and is not overloaded", is_outage=True),
     Failure(
         exceptions.ResponseError, "has no such database; correct the number at the end of redis_uri", _says("DB index")
