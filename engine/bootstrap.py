@@ -28,7 +28,7 @@ from engine.services.plans import PlanService
 from engine.services.reconciliation import ReconciliationService
 from engine.services.repair import ExecutionRepairs
 from engine.services.verification import VerificationService
-from engine.stores import Stores, open_stores
+from engine.stores import EMBEDDED_FILE, Stores, open_stores
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -272,13 +272,18 @@ async def open_copy(settings: EngineSettings, source: Literal["embedded", "confi
     Only what has a store of its own configured is copied.
 
     Raises:
-        ConfigurationError: no store that could be copied to or from is configured.
+        ConfigurationError: no store that could be copied to or from is configured, or there are no embedded ones.
     """
     if settings.neo4j_uri is None and settings.mongo_uri is None:
         raise ConfigurationError(
             "There are no configured stores to copy to or from; set neo4j_uri (for workflows, agents and handoffs), "
             "mongo_uri (for executions) or both",
             {"path": "neo4j_uri"},
+        )
+    if source == "embedded" and not (settings.data_dir / EMBEDDED_FILE).exists():
+        raise ConfigurationError(
+            f"There is nothing to copy: no {EMBEDDED_FILE} in {settings.data_dir}; correct data_dir",
+            {"path": "data_dir"},
         )
     embedded = settings.model_copy(update=dict.fromkeys(("neo4j_uri", "mongo_uri", "redis_uri", "pinecone_api_key")))
     async with AsyncExitStack() as closing:

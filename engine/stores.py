@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from engine.ports.vector_index import VectorIndex
     from engine.settings import EngineSettings
 
-__all__ = ["Stores", "open_stores"]
+__all__ = ["EMBEDDED_FILE", "Stores", "open_stores"]
 
+EMBEDDED_FILE: Final = "baton.db"
+"""In ``data_dir``: all that is embedded and is the truth."""
 LIVE_STATE_TTL: Final = timedelta(days=1)
 
 MakeSchema: TypeAlias = "Callable[[], Awaitable[None]]"
@@ -112,7 +114,7 @@ def open_stores(settings: EngineSettings) -> Stores:
     if settings.neo4j_uri is None or settings.mongo_uri is None:
         from engine.adapters.sqlite.database import SqliteDatabase
 
-        database = SqliteDatabase(settings.data_dir / "baton.db")
+        database = SqliteDatabase(settings.data_dir / EMBEDDED_FILE)
         closing.push_async_callback(database.aclose)
     catalogue = _catalogue(settings, database, codec, closing)
     records = _records(settings, database, codec, closing)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from pydantic import BaseModel
 
-from engine.adapters.outages import OutageLog
 from engine.adapters.packing import pack, unpack, unpack_definition
 from engine.domain.agent import Agent
 from engine.domain.handoff import Handoff
 from engine.domain.hashing import content_hash
 from engine.errors import StoreError
+from engine.outages import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable

@@ -14,8 +14,8 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from engine.adapters.outages import OutageLog
 from engine.errors import StoreError
+from engine.outages import OutageLog
 
 if TYPE_CHECKING:
     from datetime import timedelta

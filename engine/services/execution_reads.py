@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.domain.execution import ExecutionRecord, LiveState, StepRecord
 from engine.errors import ExecutionNotFoundError, InvalidInputError, RuntimeUnavailableError, StoreError
+from engine.outages import OutageLog
 from engine.services.repair import standing_steps
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class ExecutionReads:
         self._runtime = runtime
         self._repairs = repairs
         self._checks = _Checks()
+        self._outages = OutageLog(_logger, "Reading live state")
 
     async def read_status(self, execution_id: str) -> ExecutionView:
         """Return an execution's state, never older than a second while it is open.
@@ -155,10 +157,12 @@ class ExecutionReads:
         if not execution_ids:
             return {}
         try:
-            return await self._state.get_live_states(execution_ids)
+            live = await self._state.get_live_states(execution_ids)
         except StoreError as error:
-            _logger.warning("Live states were not read: %s", error)
+            self._outages.failed(error)
             return {}
+        self._outages.worked()
+        return live
 
     async def watch(self, execution_id: str, from_event: str | None) -> AsyncGenerator[Event]:
         """Yield events in order, from the one behind ``from_event``, until the execution is over.
@@ -214,10 +218,12 @@ class ExecutionReads:
 
     async def _live_state(self, execution_id: str) -> LiveState | None:
         try:
-            return await self._state.get_live_state(execution_id)
+            live = await self._state.get_live_state(execution_id)
         except StoreError as error:
-            _logger.warning("Live state of %s was not read: %s", execution_id, error)
+            self._outages.failed(error)
             return None
+        self._outages.worked()
+        return live
 
     async def _check(self, execution_id: str) -> tuple[str | None, _Checked | None]:
         """Ask Temporal unless that was done within a second; return a hint, and the answer when it is not open."""

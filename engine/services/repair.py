@@ -24,6 +24,7 @@ from engine.domain.execution import (
 )
 from engine.domain.live import live_execution, live_step
 from engine.errors import ErrorCode, StoreError
+from engine.outages import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +77,7 @@ class ExecutionRepairs:
         self._executions = executions
         self._state = state
         self._clock = clock
+        self._outages = OutageLog(_logger, "Rebuilding live state")
 
     async def repair(self, record: ExecutionRecord, run: RunDescription | None) -> ExecutionRecord | None:
         """Write what Temporal says of the current run; None when that is recorded or the record changed meanwhile.
@@ -119,7 +121,9 @@ class ExecutionRepairs:
                 record.execution_id, execution=live.execution, steps=list(live.steps.values())
             )
         except StoreError as error:
-            _logger.warning("Live state of %s was not rebuilt: %s", record.execution_id, error)
+            self._outages.failed(error)
+        else:
+            self._outages.worked()
         return live
 
     async def _cancel_open_steps(self, closed: ExecutionRecord) -> None:

@@ -425,6 +425,14 @@ def test_without_configured_stores_the_command_says_which_settings_are_missing(t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_without_embedded_stores_is_named(tmp_path: Path):
+    config = ["-c", f"data_dir={tmp_path / 'misspelt'}", "-c", "mongo_uri=mongodb://127.0.0.1:9/"]
+    done = CliRunner().invoke(baton, [*config, "copy", "--from", "embedded", "--to", "configured"])
+    assert done.exit_code == 3
+    assert str(tmp_path / "misspelt") in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_sides_of_a_copy_must_differ():
     done = CliRunner().invoke(baton, ["copy", "--from", "embedded", "--to", "embedded"])
     assert done.exit_code == 2

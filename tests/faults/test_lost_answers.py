@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from store_servers import SERVERS, store_config
 
 from engine import AgentFailure, EngineError, ErrorCode, FailureReason, WorkflowEngine, bootstrap
 from engine.errors import StoreError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.bootstrap import Stores
-    from tests.servers import RunningServer
 
 AT_ONCE: Final = 50
 PORTS: Final = (
@@ -198,18 +198,14 @@ async def recorded(config: dict[str, object], workflow_id: str) -> dict[str, Cou
 
 
 @pytest.fixture
-def store_config(request: pytest.FixtureRequest) -> dict[str, object]:
+def servers(request: pytest.FixtureRequest) -> dict[str, object]:
     """The settings of the stores that the test's first parameter names."""
     if request.node.callspec.params["stores"] == "embedded":
         return {}
-    servers: dict[str, RunningServer] = {
-        name: request.getfixturevalue(f"{name}_server") for name in ("neo4j", "mongo", "redis", "pinecone")
-    }
-    return {
-        **{f"{name}_uri": servers[name].uri for name in ("neo4j", "mongo", "redis")},
-        "pinecone_api_key": "the-key-of-the-stub",
-        "pinecone_host": servers["pinecone"].uri,
-    }
+    config: dict[str, object] = {}
+    for store, fixture in SERVERS.items():
+        config |= store_config(store, request.getfixturevalue(fixture).uri)
+    return config
 
 
 @pytest.mark.parametrize(
@@ -217,7 +213,7 @@ def store_config(request: pytest.FixtureRequest) -> dict[str, object]:
 )
 async def test_the_end_is_that_of_a_run_in_which_nothing_was_lost(
     engine_config: dict[str, object],
-    store_config: dict[str, object],
+    servers: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     stores: str,
@@ -225,7 +221,7 @@ async def test_the_end_is_that_of_a_run_in_which_nothing_was_lost(
     count: int,
 ):
     calm_id, stormy_id = (f"{weather}-{stores}-{count * share:g}" for weather in ("calm", "stormy"))
-    calm_config = {**engine_config, **store_config, "task_queue": f"calm-{tmp_path.name}"}
+    calm_config = {**engine_config, **servers, "task_queue": f"calm-{tmp_path.name}"}
     (calm,), calm_calls = await run_all(calm_config, calm_id, 1)
     (calm_records,) = (await recorded(calm_config, calm_id)).values()
 

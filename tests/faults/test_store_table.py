@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from store_servers import SERVERS, store_config
 from store_worlds import CALLS, EXECUTIONS, World, opened
 
 from engine import WorkflowEngine
 from tests.servers.fault_proxy import FAULTS, FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from store_worlds import Story
 
     from engine.adapters.temporal.dev_server import DevServerLease
@@ -77,23 +76,11 @@ TABLE: Final[dict[str, dict[tuple[str, ...], Outcomes]]] = {
             "get_agent_performance",
         ): NEEDED
     },
-    "redis": {},
+    "redis": {("verify_executions", "repair_executions"): NEEDED},
     "pinecone": {},
 }
 """Store to calls to outcomes; a call that a store does not have is right, whatever happens to the store."""
 STORES: Final = {"neo4j": "Neo4j", "mongodb": "MongoDB", "redis": "Redis", "pinecone": "Pinecone"}
-CONFIG: Final[dict[str, Callable[[str], dict[str, object]]]] = {
-    "neo4j": lambda uri: {"neo4j_uri": uri},
-    "mongodb": lambda uri: {"mongo_uri": uri},
-    "redis": lambda uri: {"redis_uri": uri},
-    "pinecone": lambda uri: {"pinecone_api_key": "the-key-of-the-stub", "pinecone_host": uri},
-}
-SERVERS: Final = {
-    "neo4j": "neo4j_server",
-    "mongodb": "mongo_server",
-    "redis": "redis_server",
-    "pinecone": "pinecone_server",
-}
 
 
 def outcome(store: str, fault: str, call: str) -> str:
@@ -158,7 +145,7 @@ async def stories(
                 "worker": "embedded",
                 "task_queue": f"faults-{os.getpid()}-{store}-{fault}",
                 "data_dir": str(tmp_path_factory.mktemp(f"{store}-{fault}")),
-                **CONFIG[store](proxy.uri),
+                **store_config(store, proxy.uri),
             }
             worlds[fault] = await closing.enter_async_context(opened(World(config, store, fault, proxy)))
         first, *others = worlds.values()

@@ -205,9 +205,11 @@ def test_a_figure_is_that_of_the_code(heading: str, text: str):
 
 
 def test_events_are_those_that_the_code_makes():
-    """A type is written as a literal, but for the three ends of an execution."""
+    """A type is written as a literal, but for the three ends of an execution; adapters make none."""
     made = {f"execution.{status}" for status in ExecutionStatus if status.is_terminal}
-    for source in [path for part in ("engine", "activities", "workflows") for path in (CHECKOUT / part).rglob("*.py")]:
+    parts = ("engine", "activities", "workflows")
+    sources = [path for part in parts for path in (CHECKOUT / part).rglob("*.py") if "adapters" not in path.parts]
+    for source in sources:
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             match node:
                 case ast.Constant(value=str(text)) if re.fullmatch(

@@ -1,14 +1,16 @@
-"""Questions to the graph, each by one hop or two from an agent's node.
+"""Questions to the graph, each read from an index in the order of its page.
 
-Uses in each role are a statement of their own with a page's limit, put together here: one for all would sort the
-whole of them. Paths are found hop by hop, see ``handoff_paths``.
+Uses are put together here from the agent's own steps and those of its partners in handoffs: one statement for all
+would collect and sort the whole of them. Paths are found hop by hop, see ``handoff_paths``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-from typing import TYPE_CHECKING, Final, TypeAlias
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
 
 from engine.adapters.handoff_paths import paths_between
 from engine.adapters.neo4j.database import rows_of
@@ -31,41 +33,35 @@ if TYPE_CHECKING:
 
 __all__ = ["READ_STATEMENTS", "Neo4jAgentGraph"]
 
-_USED: Final = """MATCH (:Agent {tenant: $tenant, id: $id})<-[:USES_AGENT]-(s:Step)
-    WHERE s.workflow_id > $after OR ($is_after_inclusive AND s.workflow_id = $after)
+_CALLED: Final = """MATCH (s:Step) USING INDEX s:Step(tenant, agent_id, workflow_id)
+    WHERE s.tenant = $tenant AND s.agent_id = $id AND s.workflow_id >= $first AND s.workflow_id <= $last
+        AND CASE WHEN s.workflow_id = $after THEN $is_after_inclusive ELSE true END
     MATCH (w:Workflow {tenant: $tenant, id: s.workflow_id}) WHERE w.status = 'active'
-    WITH s ORDER BY s.workflow_id, s.position
-    RETURN s.workflow_id AS workflow_id, collect(s.step_id) AS step_ids ORDER BY workflow_id LIMIT $count"""
-_FALLEN_BACK_TO: Final = """MATCH (:Agent {tenant: $tenant, id: $id})<-[:FALLS_BACK_TO]-(s:Step)
-    WHERE s.workflow_id > $after OR ($is_after_inclusive AND s.workflow_id = $after)
+    WITH s.tenant AS tenant, s.agent_id AS agent_id, s.workflow_id AS workflow_id,
+        collect([s.position, s.step_id]) AS steps
+    ORDER BY tenant, agent_id, workflow_id LIMIT $count
+    RETURN workflow_id, steps"""
+_FALLEN_BACK_TO: Final = """MATCH (s:Step) USING INDEX s:Step(tenant, fallback_agent_id, workflow_id)
+    WHERE s.tenant = $tenant AND s.fallback_agent_id = $id AND s.workflow_id >= $first AND s.workflow_id <= $last
+        AND CASE WHEN s.workflow_id = $after THEN $is_after_inclusive ELSE true END
     MATCH (w:Workflow {tenant: $tenant, id: s.workflow_id}) WHERE w.status = 'active'
-    WITH s ORDER BY s.workflow_id, s.position
-    RETURN s.workflow_id AS workflow_id, collect(s.step_id) AS step_ids ORDER BY workflow_id LIMIT $count"""
-_HANDED: Final = """MATCH (:Agent {tenant: $tenant, id: $id})-[h:HANDS_OFF_TO]-(other:Agent) WHERE h.status = 'active'
-    WITH DISTINCT other, h.definition_id AS bound_to
-    MATCH (other)<-[:USES_AGENT]-(s:Step)
-    WHERE CASE WHEN bound_to IS NULL THEN true ELSE s.workflow_id = bound_to END
-        AND (s.workflow_id > $after OR ($is_after_inclusive AND s.workflow_id = $after))
-    WITH DISTINCT s
-    MATCH (w:Workflow {tenant: $tenant, id: s.workflow_id}) WHERE w.status = 'active'
-    WITH s ORDER BY s.workflow_id, s.position
-    RETURN s.workflow_id AS workflow_id, collect(s.step_id) AS step_ids ORDER BY workflow_id LIMIT $count"""
+    WITH s.tenant AS tenant, s.fallback_agent_id AS agent_id, s.workflow_id AS workflow_id,
+        collect([s.position, s.step_id]) AS steps
+    ORDER BY tenant, agent_id, workflow_id LIMIT $count
+    RETURN workflow_id, steps"""
+_PARTNERS: Final = """MATCH (:Agent {tenant: $tenant, id: $id})-[h:HANDS_OFF_TO]-(other:Agent) WHERE h.status = 'active'
+    RETURN DISTINCT other.id AS partner_id, h.definition_id AS bound_to"""
 _HANDOFFS: Final = """MATCH (:Agent {tenant: $tenant, id: $id})-[h:HANDS_OFF_TO]-(:Agent) WHERE h.status = 'active'
     WITH DISTINCT h RETURN h.body AS body ORDER BY h.created_at, h.id"""
 _TARGETS: Final = """UNWIND $ids AS id
     MATCH (a:Agent {tenant: $tenant, id: id})-[h:HANDS_OFF_TO]->(b:Agent)
     WHERE a.status = 'active' AND h.status = 'active' AND b.status = 'active'
     RETURN id, collect(DISTINCT b.id) AS target_ids"""
-_STATEMENT_OF: Final[dict[AgentRole, LiteralString]] = {
-    "agent": _USED,
-    "fallback": _FALLEN_BACK_TO,
-    "handoff": _HANDED,
-}
+_BEHIND_ALL_IDS: Final = "\U0010ffff"
+_EXTRA_TIME: Final = timedelta(seconds=0.8)
+"""For a question of several statements."""
 
-_UseRow: TypeAlias = "tuple[str, AgentRole, list[str]]"
-"""Workflow's id, role, steps' ids."""
-
-READ_STATEMENTS: Final = (_USED, _FALLEN_BACK_TO, _HANDED, _HANDOFFS, _TARGETS)
+READ_STATEMENTS: Final = (_CALLED, _FALLEN_BACK_TO, _PARTNERS, _HANDOFFS, _TARGETS)
 """Every statement of a read, so that a test can look at their plans."""
 
 
@@ -81,19 +77,21 @@ class Neo4jAgentGraph:
 
     async def list_agent_uses(self, agent_id: str, *, limit: int, after: Position | None) -> Page[AgentUse]:
         """Return the workflows that use an agent, one entry a role, by ``(definition_id, role)``."""
-        after_id, after_role = after or ("", "")
+        start = after or ("", "")
 
-        async def list_page(tx: AsyncManagedTransaction) -> list[_UseRow]:
-            found: list[_UseRow] = []
-            for role, statement in _STATEMENT_OF.items():
-                place = {"after": after_id, "is_after_inclusive": role > after_role, "count": limit + 1}
-                rows = await rows_of(tx, statement, tenant=TENANT, id=agent_id, **place)
-                found.extend((row["workflow_id"], role, row["step_ids"]) for row in rows)
-            return heapq.nsmallest(limit + 1, found)
+        async def list_page(tx: AsyncManagedTransaction) -> list[AgentUse]:
+            uses = [
+                *await _uses(tx, _CALLED, "agent", [_Span(agent_id)], start, limit),
+                *await _uses(tx, _FALLEN_BACK_TO, "fallback", [_Span(agent_id)], start, limit),
+                *await _uses(tx, _CALLED, "handoff", await _partners(tx, agent_id), start, limit),
+            ]
+            return heapq.nsmallest(limit + 1, uses, key=lambda use: (use.definition_id, use.role))
 
-        rows = await self._database.read(list_page)
-        uses = [AgentUse(definition_id, role, tuple(step_ids)) for definition_id, role, step_ids in rows[:limit]]
-        return Page(uses, (uses[-1].definition_id, uses[-1].role) if len(rows) > limit else None)
+        uses = await self._database.read(list_page, _EXTRA_TIME)
+        if len(uses) <= limit:
+            return Page(uses)
+        last = uses[limit - 1]
+        return Page(uses[:limit], (last.definition_id, last.role))
 
     async def list_agent_handoffs(self, agent_id: str) -> list[Handoff]:
         """Return the handoffs from or to an agent, oldest first."""
@@ -121,7 +119,7 @@ class Neo4jAgentGraph:
                     break
             return targets_of
 
-        targets_of = await self._database.read(look_around)
+        targets_of = await self._database.read(look_around, _EXTRA_TIME)
         # In a dense graph this takes long enough to be felt by others on the loop.
         return await asyncio.to_thread(
             paths_between, targets_of, source_agent_id, target_agent_id, max_hops=max_hops, limit=limit
@@ -130,3 +128,46 @@ class Neo4jAgentGraph:
     async def check_health(self) -> StoreHealth:
         """Make one round trip."""
         return await self._database.check_health()
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """An agent's steps in workflows from ``first`` to ``last``."""
+
+    agent_id: str
+    first: str = ""
+    last: str = _BEHIND_ALL_IDS
+
+
+async def _partners(tx: AsyncManagedTransaction, agent_id: str) -> list[_Span]:
+    """Return what the other sides of an agent's handoffs do in the workflows for which these hold."""
+    rows = await rows_of(tx, _PARTNERS, tenant=TENANT, id=agent_id)
+    bounds = {(row["partner_id"], row["bound_to"]) for row in rows}
+    return [
+        _Span(partner_id) if bound_to is None else _Span(partner_id, bound_to, bound_to)
+        for partner_id, bound_to in bounds
+    ]
+
+
+async def _uses(
+    tx: AsyncManagedTransaction,
+    statement: LiteralString,
+    role: AgentRole,
+    spans: list[_Span],
+    start: Position,
+    limit: int,
+) -> list[AgentUse]:
+    """Return the first ``limit + 1`` uses in a role behind ``start``."""
+    after_id, after_role = start
+    steps_of: dict[str, set[tuple[int, str]]] = {}
+    for span in spans:
+        if span.last < after_id:
+            continue
+        bounds = {"first": max(span.first, after_id), "last": span.last, "count": limit + 1}
+        place = {"after": after_id, "is_after_inclusive": role > after_role}
+        for row in await rows_of(tx, statement, tenant=TENANT, id=span.agent_id, **bounds, **place):
+            steps_of.setdefault(row["workflow_id"], set()).update((step[0], step[1]) for step in row["steps"])
+    return [
+        AgentUse(workflow_id, role, tuple(step_id for _, step_id in sorted(steps_of[workflow_id])))
+        for workflow_id in sorted(steps_of)[: limit + 1]
+    ]

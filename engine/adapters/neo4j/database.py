@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, LiteralString, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, LiteralString, TypeVar
 
 import neo4j
 from neo4j.exceptions import ClientError, ConfigurationError, ConstraintError, IncompleteCommit
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from neo4j import AsyncDriver, AsyncManagedTransaction, Record
 
-__all__ = ["Neo4jDatabase", "Work", "first_of", "rows_of"]
+__all__ = ["Neo4jDatabase", "first_of", "rows_of"]
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ CONNECT_SECONDS: Final = 1.8
 READ_DEADLINE: Final = timedelta(seconds=2)
 WRITE_DEADLINE: Final = timedelta(seconds=2.8)
 """Longer than a read, which is one statement; both are less than five seconds."""
+FIRST_DEADLINE: Final = timedelta(seconds=4)
+"""For the first answer to a process: a server that has just started needs seconds for its first statements."""
 SCHEMA_DEADLINE: Final = timedelta(seconds=20)
 """For a server that answers: indexes are made once in its life."""
 RETRY_SECONDS: Final = 0.5
@@ -41,8 +43,6 @@ TRUSTED_SECONDS: Final = 1.0
 _MADE_MEANWHILE: Final = "Neo.ClientError.Schema.EquivalentSchemaRuleAlreadyExists"
 _DEFAULT_USER: Final = "neo4j"
 _TRIES_OF_WRITE: Final = 2
-
-Work = "Callable[[AsyncManagedTransaction], Awaitable[T]]"
 
 
 class Neo4jDatabase:
@@ -69,15 +69,23 @@ class Neo4jDatabase:
         self._is_ready = False
         self._closed = False
         self._calls = 0
+        self._leaving: set[asyncio.Task[None]] = set()
 
-    async def read(self, work: Callable[[AsyncManagedTransaction], Awaitable[T]]) -> T:
+    async def read(
+        self, work: Callable[[AsyncManagedTransaction], Awaitable[T]], extra_time: timedelta = timedelta(0)
+    ) -> T:
         """Return what ``work`` returns in a transaction that only reads; it may run more than once.
+
+        Args:
+            work: asks the server.
+            extra_time: for more than one statement.
 
         Raises:
             StoreError: the server can't be reached, used or logged in to, or did not answer in time.
         """
         await self._prepare()
-        return await self._guard.run(lambda: self._transact(work, neo4j.READ_ACCESS))
+        deadline = READ_DEADLINE + extra_time
+        return await self._guard.run(lambda: self._transact(work, neo4j.READ_ACCESS, deadline), deadline)
 
     async def write(
         self, work: Callable[[AsyncManagedTransaction], Awaitable[T]], extra_time: timedelta = timedelta(0)
@@ -101,7 +109,7 @@ class Neo4jDatabase:
         Raises:
             StoreError: as ``read``, or the user may not do this.
         """
-        await self._guard.run(self._missing_schema)
+        await self._guard.run(self._missing_schema, FIRST_DEADLINE)
         async with self._making_schema:
             await self._guard.run(self._make_schema, SCHEMA_DEADLINE)
             self._is_ready = True
@@ -120,6 +128,8 @@ class Neo4jDatabase:
         """Close the connections. Closing again does nothing."""
         self._closed = True
         driver, self._driver = self._driver, None
+        if self._leaving:
+            await asyncio.wait(self._leaving)
         if driver is not None:
             await driver.close()
 
@@ -127,7 +137,7 @@ class Neo4jDatabase:
         """See at the first call that the server can be used and has its schema."""
         if self._is_ready:
             return
-        if await self._guard.run(self._missing_schema):
+        if await self._guard.run(self._missing_schema, FIRST_DEADLINE):
             async with self._making_schema:
                 if not self._is_ready:
                     await self._guard.run(self._make_schema, SCHEMA_DEADLINE)
@@ -143,7 +153,7 @@ class Neo4jDatabase:
             found = await first_of(tx, ONLINE_SCHEMA)
             return await _agent(tx), [] if found is None else found["names"]
 
-        agent, names = await self._transact(look, neo4j.READ_ACCESS)
+        agent, names = await self._transact(look, neo4j.READ_ACCESS, FIRST_DEADLINE)
         self._checked(agent)
         return SCHEMA.keys() - set(names)
 
@@ -176,26 +186,37 @@ class Neo4jDatabase:
         access: str,
         deadline: timedelta = READ_DEADLINE,
     ) -> T:
-        driver = self._open()
-        # The server too gives up, so that no lock outlives its caller.
-        limited = neo4j.unit_of_work(timeout=deadline.total_seconds())(work)
+        call = _Call(work)
+        task = asyncio.create_task(self._attempt(call, access, deadline))
         self._calls += 1
         try:
-            if self._guard.is_open:
-                # A managed transaction would try to connect again and again.
-                await driver.verify_connectivity()  # pyright: ignore[reportUnknownMemberType] # untyped options
-            async with driver.session() as session:  # pyright: ignore[reportUnknownMemberType] # untyped options
-                if access == neo4j.READ_ACCESS:
-                    return await session.execute_read(limited)
-                for _ in range(_TRIES_OF_WRITE - 1):
-                    try:
-                        return await session.execute_write(limited)
-                    except (ConstraintError, IncompleteCommit):
-                        # Somebody else was first, or the answer was lost: the function finds out.
-                        continue
-                return await session.execute_write(limited)
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                leaving = asyncio.create_task(_end(task, call))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+            raise
         finally:
             self._calls -= 1
+
+    async def _attempt(self, call: _Call[T], access: str, deadline: timedelta) -> T:
+        driver = self._open()
+        # The server too gives up, so that no lock outlives its caller.
+        limited = neo4j.unit_of_work(timeout=deadline.total_seconds())(call.run)
+        if self._guard.is_open:
+            # A managed transaction would try to connect again and again.
+            await driver.verify_connectivity()  # pyright: ignore[reportUnknownMemberType] # untyped options
+        async with driver.session() as session:  # pyright: ignore[reportUnknownMemberType] # untyped options
+            if access == neo4j.READ_ACCESS:
+                return await session.execute_read(limited)
+            for _ in range(_TRIES_OF_WRITE - 1):
+                try:
+                    return await session.execute_write(limited)
+                except (ConstraintError, IncompleteCommit):
+                    # Somebody else was first, or the answer was lost: the function finds out.
+                    continue
+            return await session.execute_write(limited)
 
     def _open(self) -> AsyncDriver:
         if self._closed:
@@ -224,6 +245,33 @@ class Neo4jDatabase:
                     "uri",
                 ) from error
         return self._driver
+
+
+class _Call(Generic[T]):
+    """A transaction's function, and whether it has a connection at the moment."""
+
+    def __init__(self, work: Callable[[AsyncManagedTransaction], Awaitable[T]]) -> None:
+        self._work = work
+        self.is_connected = False
+        self.is_abandoned = False
+
+    async def run(self, tx: AsyncManagedTransaction) -> T:
+        if self.is_abandoned:
+            raise asyncio.CancelledError
+        self.is_connected = True
+        try:
+            return await self._work(tx)
+        finally:
+            self.is_connected = False
+
+
+async def _end(task: asyncio.Task[T], call: _Call[T]) -> None:
+    """End a call whose caller is gone; while it connects it is left alone, or the driver would lose an open socket."""
+    call.is_abandoned = True
+    if not call.is_connected:
+        await asyncio.wait([task], timeout=CONNECT_SECONDS)
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def rows_of(tx: AsyncManagedTransaction, statement: LiteralString, **parameters: object) -> list[Record]:

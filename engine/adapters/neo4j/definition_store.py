@@ -55,7 +55,7 @@ _PUT_VERSION: Final = """MATCH (w:Workflow {tenant: $tenant, id: $id}) SET w.hea
     FOREACH (step IN $steps |
         MERGE (a:Agent {tenant: $tenant, id: step.agent_id})
         CREATE (v)-[:HAS_STEP]->(:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: step.step_id,
-            position: step.position})-[:USES_AGENT]->(a))
+            position: step.position, agent_id: step.agent_id, fallback_agent_id: step.fallback_agent_id})-[:USES_AGENT]->(a))
     FOREACH (fallback IN $fallbacks |
         MERGE (s:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: fallback.step_id})
         MERGE (a:Agent {tenant: $tenant, id: fallback.agent_id})
@@ -221,7 +221,15 @@ async def _put_version(
         created_at=created_at,
         tags=sorted(set(version.definition.tags)),
         agent_ids=sorted({step.agent_id for step in steps} | {fallback["agent_id"] for fallback in fallbacks}),
-        steps=[{"step_id": step.id, "position": n, "agent_id": step.agent_id} for n, step in enumerate(steps)],
+        steps=[
+            {
+                "step_id": step.id,
+                "position": position,
+                "agent_id": step.agent_id,
+                "fallback_agent_id": None if step.fallback is None else step.fallback.agent_id,
+            }
+            for position, step in enumerate(steps)
+        ],
         fallbacks=fallbacks,
         pairs=[[step.id, before] for step in steps for before in dict.fromkeys(step.depends_on)],
     )

@@ -3,8 +3,8 @@
 ``(:Workflow)-[:HAS_VERSION]->(:WorkflowVersion)``, the newest of them ``-[:HAS_STEP]->(:Step)`` with ``DEPENDS_ON``,
 ``USES_AGENT`` and ``FALLS_BACK_TO``; ``(:Workflow)-[:TAGGED]->(:Tag)``; ``(:Agent)-[:HAS_VERSION]->(:AgentVersion)``,
 ``-[:HAS_CAPABILITY]->(:Capability)`` and ``-[:HANDS_OFF_TO]->(:Agent)``. An agent that is only named by others is a
-node with nothing but its key. Relationships that lists go by carry the list's order, so that an index serves a page
-without touching more than its items.
+node with nothing but its key. Steps, and relationships that lists go by, carry what a list selects and sorts by, so that
+an index serves a page without touching more than its items.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ SCHEMA: Final[dict[str, LiteralString]] = {
         FOR (w:Workflow) ON (w.tenant, w.status, w.created_at)""",
     "baton_tagged_by_time": """CREATE INDEX baton_tagged_by_time IF NOT EXISTS
         FOR ()-[t:TAGGED]-() ON (t.tenant, t.tag, t.created_at)""",
+    "baton_step_by_agent": """CREATE INDEX baton_step_by_agent IF NOT EXISTS
+        FOR (s:Step) ON (s.tenant, s.agent_id, s.workflow_id)""",
+    "baton_step_by_fallback": """CREATE INDEX baton_step_by_fallback IF NOT EXISTS
+        FOR (s:Step) ON (s.tenant, s.fallback_agent_id, s.workflow_id)""",
     "baton_agent_by_time": """CREATE INDEX baton_agent_by_time IF NOT EXISTS
         FOR (a:Agent) ON (a.tenant, a.created_at)""",
     "baton_agent_by_status": """CREATE INDEX baton_agent_by_status IF NOT EXISTS

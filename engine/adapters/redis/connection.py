@@ -34,7 +34,7 @@ Command: TypeAlias = "tuple[str | bytes | int, ...]"
 Reply: TypeAlias = "bytes | int | list[Reply] | None"
 
 CALL_DEADLINE: Final = timedelta(milliseconds=180)
-BUSY_FACTOR: Final = 5
+BUSY_FACTOR: Final = 10
 """How many times its deadline a call may take in a process that is busy."""
 SUSPECT_DEADLINE: Final = timedelta(milliseconds=40)
 SUSPECT_SECONDS: Final = 0.3

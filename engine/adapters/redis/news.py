@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from redis import exceptions
 
-from engine.adapters.outages import OutageLog
 from engine.errors import StoreError
+from engine.outages import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

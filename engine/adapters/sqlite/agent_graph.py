@@ -7,7 +7,7 @@ handoff. They are merged while they are read, so a page costs what it shows.
 from __future__ import annotations
 
 import heapq
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from engine.adapters.handoff_paths import paths_between
@@ -106,10 +106,10 @@ class SqliteAgentGraph:
         """Return the handoffs from or to an agent, oldest first."""
 
         def list_all(connection: sqlite3.Connection) -> list[Handoff]:
-            rows: set[BodyRow] = set()
-            for statement in (_HANDOFFS_FROM, _HANDOFFS_TO):
-                rows.update(cast("list[BodyRow]", connection.execute(statement, (TENANT, agent_id)).fetchall()))
-            return [unpack(self._codec, Handoff, body) for _, _, body in sorted(rows)]
+            key = (TENANT, agent_id)
+            found = chain(connection.execute(_HANDOFFS_FROM, key), connection.execute(_HANDOFFS_TO, key))
+            rows = sorted(set(cast("Iterator[BodyRow]", found)))
+            return [unpack(self._codec, Handoff, body) for _, _, body in rows]
 
         return await self._database.read(list_all)
 
@@ -153,8 +153,8 @@ def _use_streams(connection: sqlite3.Connection, agent_id: str, start: Position)
 def _partners(connection: sqlite3.Connection, agent_id: str) -> dict[str, set[str | None]]:
     """Return the other sides of an agent's handoffs, each with the workflows to which these are bound; None: all."""
     partners: dict[str, set[str | None]] = {}
-    for statement in (_TARGETS, _SOURCES):
-        rows = connection.execute(statement, (TENANT, agent_id)).fetchall()
-        for partner, definition_id in cast("list[tuple[str, str | None]]", rows):
-            partners.setdefault(partner, set()).add(definition_id)
+    key = (TENANT, agent_id)
+    found = chain(connection.execute(_TARGETS, key), connection.execute(_SOURCES, key))
+    for partner, definition_id in cast("Iterator[tuple[str, str | None]]", found):
+        partners.setdefault(partner, set()).add(definition_id)
     return partners
