@@ -119,7 +119,8 @@ def statements() -> Iterator[tuple[str, str]]:
 PARAMETERS: dict[str, object] = {
     "tenant": "default", "id": "flow-1", "ids": ["a"], "status": "active", "at": "~", "after_id": "", "count": 4,
     "tag": "t", "other_tags": ["u"], "tags": ["t"], "above": 0, "below": 9, "version": 1, "token": "t", "body": b"",
-    "created_at": "2026", "agent_ids": ["a"], "steps": [{"step_id": "s", "agent_id": "a", "position": 0, "fallback_agent_id": "b"}],
+    "created_at": "2026", "agent_ids": ["a"],
+    "steps": [{"step_id": "s", "agent_id": "a", "position": 0, "fallback_agent_id": "b"}],
     "fallbacks": [{"step_id": "s", "agent_id": "a"}], "pairs": [["s", "s"]], "capability": "c", "others": ["d"],
     "capabilities": ["c"], "source_agent_id": "a", "target_agent_id": "a", "definition_id": "flow-1", "after": "",
     "is_after_inclusive": True, "first": "", "last": "z",

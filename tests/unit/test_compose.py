@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import check_jsonschema
 import jsonschema
 import pytest
 import yaml
@@ -34,7 +35,6 @@ def values(service: str) -> dict[str, str]:
 
 
 def test_the_file_satisfies_the_compose_specification():
-    check_jsonschema = pytest.importorskip("check_jsonschema", reason="check-jsonschema has the specification's schema")
     folder = resources.files(check_jsonschema) / "builtin_schemas" / "vendor"
     schema = json.loads((folder / "compose-spec.json").read_text(encoding="utf-8"))
     validator = jsonschema.validators.validator_for(schema)(schema)

@@ -54,8 +54,9 @@ _PUT_VERSION: Final = """MATCH (w:Workflow {tenant: $tenant, id: $id}) SET w.hea
         MERGE (a:Agent {tenant: $tenant, id: agent_id}) SET a.tenant = $tenant)
     FOREACH (step IN $steps |
         MERGE (a:Agent {tenant: $tenant, id: step.agent_id})
-        CREATE (v)-[:HAS_STEP]->(:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: step.step_id,
-            position: step.position, agent_id: step.agent_id, fallback_agent_id: step.fallback_agent_id})-[:USES_AGENT]->(a))
+        CREATE (s:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: step.step_id,
+            position: step.position, agent_id: step.agent_id, fallback_agent_id: step.fallback_agent_id})
+        CREATE (v)-[:HAS_STEP]->(s)-[:USES_AGENT]->(a))
     FOREACH (fallback IN $fallbacks |
         MERGE (s:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: fallback.step_id})
         MERGE (a:Agent {tenant: $tenant, id: fallback.agent_id})

@@ -3,8 +3,8 @@
 ``(:Workflow)-[:HAS_VERSION]->(:WorkflowVersion)``, the newest of them ``-[:HAS_STEP]->(:Step)`` with ``DEPENDS_ON``,
 ``USES_AGENT`` and ``FALLS_BACK_TO``; ``(:Workflow)-[:TAGGED]->(:Tag)``; ``(:Agent)-[:HAS_VERSION]->(:AgentVersion)``,
 ``-[:HAS_CAPABILITY]->(:Capability)`` and ``-[:HANDS_OFF_TO]->(:Agent)``. An agent that is only named by others is a
-node with nothing but its key. Steps, and relationships that lists go by, carry what a list selects and sorts by, so that
-an index serves a page without touching more than its items.
+node with nothing but its key. Steps, and relationships that lists go by, carry what a list selects and sorts by, so
+that an index serves a page without touching more than its items.
 """
 
 from __future__ import annotations
