@@ -77,6 +77,9 @@ class MongoDatabase:
         self.batch_size = batch_size
         self.failures = FailureTable("mongodb", f"MongoDB at {self._address} (mongo_uri)", _FAILURES, _reason)
         self._guard = StoreGuard(self.failures, deadline, pool_size)
+        if driver == "motor":
+            # Importing it takes long, and the first call has its time limit.
+            import motor.motor_asyncio  # noqa: F401
         limit_ms = int(deadline.total_seconds() * 1000)
         self._options: dict[str, object] = {
             "appname": "baton",
