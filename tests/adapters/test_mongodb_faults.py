@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[RunningServer]]
 
+# PyMongo does not close a socket when it is cancelled while it connects.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
+
 RUN_1 = NOW + seconds(1)
 DRIVERS = ("motor", "pymongo")
 PASSWORD = "hunter2-very-secret"

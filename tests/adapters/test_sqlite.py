@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import re
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine.adapters.codec import Codec
-from engine.adapters.sqlite import agent_store, analytics, definition_store, execution_rows, handoff_store
+from engine.adapters.sqlite import (
+    agent_graph,
+    agent_store,
+    analytics,
+    context_store,
+    definition_store,
+    execution_rows,
+    handoff_store,
+)
 from engine.adapters.sqlite.database import SqliteDatabase
 from engine.adapters.sqlite.execution_store import SqliteExecutionStore
 from engine.domain.execution import (
@@ -265,16 +274,26 @@ STATEMENTS = [
     *definition_store.LIST_STATEMENTS,
     *agent_store.LIST_STATEMENTS,
     *handoff_store.LIST_STATEMENTS,
+    *agent_graph.LIST_STATEMENTS,
+    *context_store.LIST_STATEMENTS,
     *execution_rows.LIST_STATEMENTS,
     *analytics.AGGREGATE_STATEMENTS,
 ]
 
 
+def parameter_count(statement: str) -> int:
+    """As SQLite counts: a ``?`` is one more than the greatest before, and ``?6`` is the sixth wherever it stands."""
+    greatest = 0
+    for number in re.findall(r"\?(\d*)", statement):
+        greatest = max(greatest, int(number)) if number else greatest + 1
+    return greatest
+
+
 @pytest.mark.parametrize("number", range(len(STATEMENTS)))
 async def test_lists_and_metrics_use_an_index_in_its_order(database: SqliteDatabase, number: int) -> None:
     statement = STATEMENTS[number]
-    values = tuple(str(n) for n in range(statement.count("?")))
     explain = f"EXPLAIN QUERY PLAN {statement}"
+    values = tuple(str(n) for n in range(parameter_count(statement)))
     plan = await database.read(lambda plain: [row[3] for row in plain.execute(explain, values)])
     assert plan
     for line in plan:

@@ -14,7 +14,6 @@ from engine.bootstrap import open_stores
 from engine.errors import StoreError
 from engine.settings import EngineSettings
 from tests.servers.fault_proxy import FaultProxy
-from tests.servers.fixtures import mongo_server, neo4j_server, pinecone_server, redis_server  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import asynccontextmanager
 from itertools import count
@@ -13,10 +14,18 @@ from neo4j import GraphDatabase
 from pymongo import MongoClient
 from redis import Redis
 
+from engine.adapters.codec import Codec
+from engine.adapters.neo4j.agent_graph import Neo4jAgentGraph
+from engine.adapters.neo4j.agent_store import Neo4jAgentStore
+from engine.adapters.neo4j.database import Neo4jDatabase
+from engine.adapters.neo4j.definition_store import Neo4jDefinitionStore
+from engine.adapters.neo4j.handoff_store import Neo4jHandoffStore
+from engine.errors import StoreError
+from tests.contract import samples
 from tests.servers import RunningServer, UnavailableError, are_required, pinecone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
     from types import ModuleType
 
 
@@ -25,6 +34,7 @@ ON_BOTH_STORES = pytest.mark.parametrize("store_settings", [EMBEDDED, "four stor
 """On a module: its tests run on the embedded stores and on the four servers."""
 
 _databases = count(1)
+_WARM_TRIES = 5
 
 
 @asynccontextmanager
@@ -37,6 +47,39 @@ async def _running(module: ModuleType, factory: pytest.TempPathFactory) -> Async
         pytest.skip(f"{module.NAME} is not available: {error}")
     yield server
     await server.stop()
+
+
+async def _warm_up(uri: str) -> None:
+    """Let a new server plan what it will be asked: on a busy machine the first time takes longer than a call may."""
+    database, codec = Neo4jDatabase(uri), Codec()
+    definitions, agents = Neo4jDefinitionStore(database, codec), Neo4jAgentStore(database, codec)
+    handoffs, graph = Neo4jHandoffStore(database, codec), Neo4jAgentGraph(database, codec)
+    first = samples.definition()
+    asked: list[Callable[[], Awaitable[object]]] = [
+        database.make_schema,
+        lambda: agents.insert_agent(samples.agent()),
+        lambda: agents.append_agent(samples.agent(version=2)),
+        lambda: agents.get_agents(["agent-a"]),
+        lambda: agents.list_agents(capabilities=[], status=None, limit=2, after=None),
+        lambda: definitions.insert_definition(first),
+        lambda: definitions.append_version(samples.definition(version=2)),
+        lambda: definitions.get_definition("flow"),
+        lambda: definitions.get_definition("flow", 1),
+        lambda: definitions.list_definitions(tags=[], status="active", limit=2, after=None),
+        lambda: definitions.list_versions("flow", limit=2, after=None),
+        lambda: handoffs.insert_handoff(samples.handoff()),
+        lambda: handoffs.list_handoffs_among(["agent-a"], "flow"),
+        lambda: graph.list_agent_uses("agent-a", limit=2, after=None),
+        lambda: definitions.archive_definition("flow", first.created_at),
+    ]
+    for ask in asked:
+        for _ in range(_WARM_TRIES):
+            try:
+                await ask()
+                break
+            except StoreError:
+                await asyncio.sleep(1)
+    await database.aclose()
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +95,7 @@ async def neo4j_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerat
     from tests.servers import neo4j
 
     async with _running(neo4j, tmp_path_factory) as server:
+        await _warm_up(server.uri)
         yield server
 
 

@@ -77,9 +77,7 @@ class MongoDatabase:
         self.batch_size = batch_size
         self.failures = FailureTable("mongodb", f"MongoDB at {self._address} (mongo_uri)", _FAILURES, _reason)
         self._guard = StoreGuard(self.failures, deadline, pool_size)
-        if driver == "motor":
-            # Importing it takes long, and the first call has its time limit.
-            import motor.motor_asyncio  # noqa: F401
+        self._make_client = _client_class(driver)
         limit_ms = int(deadline.total_seconds() * 1000)
         self._options: dict[str, object] = {
             "appname": "baton",
@@ -202,7 +200,7 @@ class MongoDatabase:
             raise self.failures.failure("was closed here; open a new engine", "closed")
         if self._client is None:
             try:
-                self._client = self._make_client()
+                self._client = self._make_client(self._uri, **self._options)
             except ValueError as error:
                 raise self.failures.failure(_MALFORMED, "uri") from error
             self._database = self._client.get_database(
@@ -221,18 +219,18 @@ class MongoDatabase:
         await self._make_indexes()
         return version
 
-    def _make_client(self) -> Any:  # noqa: ANN401 - one of two classes that share no base
-        if self._driver == "pymongo":
-            return AsyncMongoClient(self._uri, **cast("dict[str, Any]", self._options))
-        from motor.motor_asyncio import AsyncIOMotorClient
-
-        return AsyncIOMotorClient(
-            self._uri, io_loop=asyncio.get_running_loop(), **cast("dict[str, Any]", self._options)
-        )
-
     async def _make_indexes(self) -> None:
         for name, indexes in INDEXES.items():
             await self.collection(name).create_indexes(indexes)
+
+
+def _client_class(driver: Driver) -> Callable[..., Any]:
+    """Return what makes the driver's client. Importing it takes long, and the first call has its time limit."""
+    if driver == "pymongo":
+        return AsyncMongoClient
+    from motor.motor_asyncio import AsyncIOMotorClient
+
+    return AsyncIOMotorClient
 
 
 def _parts(uri: str) -> tuple[str, str]:

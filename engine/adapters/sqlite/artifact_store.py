@@ -7,30 +7,23 @@ last chunk does. Packing and hashing happen in a thread, since they can take a g
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
-from engine.adapters.codec import Codec
+from engine.adapters.artifact_packing import digest, pack_artifact
 from engine.adapters.sqlite.health import database_health
 from engine.adapters.sqlite.schema import TENANT
-from engine.errors import InvalidInputError, LimitExceededError, StoreError
+from engine.errors import StoreError
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
 
+    from engine.adapters.codec import Codec
     from engine.adapters.sqlite.database import SqliteDatabase
     from engine.domain.json import JsonValue
     from engine.ports.health import StoreHealth
 
-__all__ = ["CHUNK_BYTES", "MAX_ARTIFACT_BYTES", "SqliteArtifactStore"]
-
-CHUNK_BYTES: Final = 4 * 1024 * 1024
-MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
-"""Top size of a value, packed and not compressed."""
-
-_PLAIN: Final = Codec(threshold_bytes=2**63)
-"""Packs without compressing: what a value is named by does not depend on a setting."""
+__all__ = ["SqliteArtifactStore"]
 
 _HAS = "SELECT 1 FROM artifacts WHERE tenant = ? AND artifact_id = ?"
 _INSERT_CHUNK = """INSERT INTO artifact_chunks (tenant, stored_hash, position, body) VALUES (?, ?, ?, ?)
@@ -55,18 +48,18 @@ class SqliteArtifactStore:
         Raises:
             LimitExceededError: it is over 64 MiB.
         """
-        artifact_id, size_bytes, stored = await asyncio.to_thread(self._pack, value)
-        key = (TENANT, artifact_id)
+        packed = await asyncio.to_thread(pack_artifact, self._codec, value)
+        key = (TENANT, packed.artifact_id)
         if await self._database.read(lambda connection: connection.execute(_HAS, key).fetchone()) is not None:
-            return artifact_id, size_bytes
-        stored_hash = await asyncio.to_thread(_digest, stored)
-        head = (*key, size_bytes, stored_hash)
-        chunks = [stored[start : start + CHUNK_BYTES] for start in range(0, len(stored), CHUNK_BYTES)]
+            return packed.artifact_id, packed.size_bytes
+        stored_hash = await asyncio.to_thread(digest, packed.stored)
+        head = (*key, packed.size_bytes, stored_hash)
+        chunks = packed.chunks()
         last = len(chunks) - 1
         for position, chunk in enumerate(chunks):
             row = (TENANT, stored_hash, position, chunk)
             await self._database.write(_writing(row, head if position == last else None))
-        return artifact_id, size_bytes
+        return packed.artifact_id, packed.size_bytes
 
     async def get_artifact(self, artifact_id: str) -> JsonValue:
         """Return the value. Raises ``StoreError`` when it is not there or damaged."""
@@ -88,20 +81,9 @@ class SqliteArtifactStore:
         """Make one empty transaction."""
         return await database_health(self._database)
 
-    def _pack(self, value: JsonValue) -> tuple[str, int, bytes]:
-        try:
-            plain = _PLAIN.encode(value)[1:]
-        except InvalidInputError as error:
-            if "limit_bytes" not in error.details:
-                raise
-            raise _too_large(cast("int", error.details.get("size_bytes"))) from error
-        if len(plain) > MAX_ARTIFACT_BYTES:
-            raise _too_large(len(plain))
-        return f"sha256:{_digest(plain)}", len(plain), self._codec.encode(value)
-
     def _unpack(self, artifact_id: str, chunks: list[tuple[str, bytes]]) -> JsonValue:
         stored = b"".join(body for _, body in chunks)
-        if _digest(stored) != chunks[0][0]:
+        if digest(stored) != chunks[0][0]:
             raise StoreError(
                 f"The artifact {artifact_id} is damaged in {self._database.path}. "
                 "Restore the file from a backup, or run the execution again.",
@@ -117,15 +99,3 @@ def _writing(chunk: tuple[object, ...], head: tuple[object, ...] | None) -> Call
             connection.execute(_INSERT, head)
 
     return write
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _too_large(size_bytes: int) -> LimitExceededError:
-    return LimitExceededError(
-        f"The value has {size_bytes} bytes, the most that can be stored is {MAX_ARTIFACT_BYTES}. "
-        "Keep large data outside and pass a reference to it.",
-        {"size_bytes": size_bytes, "limit_bytes": MAX_ARTIFACT_BYTES},
-    )

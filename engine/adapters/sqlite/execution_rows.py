@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from engine.adapters.packing import instant_text, pack, unpack
 from engine.adapters.sqlite.pages import BEHIND_ALL, page_of, rows_with_labels
 from engine.adapters.sqlite.schema import TENANT
+from engine.adapters.standing import reopened
 from engine.domain.execution import ExecutionRecord, ExecutionStatus
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from engine.ports.execution_store import ExecutionFilter
 
 __all__ = [
-    "END_EVENTS",
     "LIST_STATEMENTS",
     "ExecutionRow",
     "execution_row",
@@ -38,8 +38,6 @@ ExecutionRow = tuple[object, ...]
 
 _StoredRow: TypeAlias = "tuple[str, str, bytes, str, str | None, str | None, str | None, int]"
 
-END_EVENTS: Final = frozenset({"execution.completed", "execution.failed", "execution.cancelled"})
-"""Types of the events that a reopened record no longer has, and that a later end replaces."""
 
 # Steps may be there before their execution, when Temporal started it and its record came late.
 _INSERT = """INSERT INTO executions
@@ -192,6 +190,8 @@ def _record_in(codec: Codec, row: _StoredRow) -> ExecutionRecord:
     _, _, body, status_text, started_at, run_id, run_started_at, history_length = row
     record = unpack(codec, ExecutionRecord, body)
     status = ExecutionStatus(status_text)
+    if record.status.is_terminal and not status.is_terminal:
+        record = reopened(record)
     changes: dict[str, object] = {
         "status": status,
         "started_at": _instant(started_at),
@@ -199,9 +199,6 @@ def _record_in(codec: Codec, row: _StoredRow) -> ExecutionRecord:
         "run_started_at": _instant(run_started_at),
         "history_length": history_length,
     }
-    if record.status.is_terminal and not status.is_terminal:
-        changes |= {"completed_at": None, "output": None, "error": None, "cancel": None}
-        changes["events"] = [event for event in record.events if event.type not in END_EVENTS]
     return record.model_copy(update=changes)
 
 

@@ -1,6 +1,6 @@
 """Executions, their steps and their frozen plans in the embedded database: each port call is one transaction.
 
-The order of competing writes is in ``step_rows`` (the fence) and in ``_stands`` below (the end of an execution).
+The order of competing writes is in ``step_rows`` (the fence) and in ``standing``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, cast
 from engine.adapters.packing import instant_text
 from engine.adapters.sqlite.analytics import agent_aggregates, workflow_aggregates
 from engine.adapters.sqlite.execution_rows import (
-    END_EVENTS,
     execution_row,
     find_execution,
     insert_execution,
@@ -21,7 +20,8 @@ from engine.adapters.sqlite.health import database_health
 from engine.adapters.sqlite.lease_rows import give_lease, put_mark, take_lease
 from engine.adapters.sqlite.schema import TENANT
 from engine.adapters.sqlite.step_rows import enter_run, find_step, list_step_records, put_step, step_row
-from engine.domain.execution import ExecutionRecord, StepRecord, StepStatus
+from engine.adapters.standing import claimed, outranks, with_beginning
+from engine.domain.execution import ExecutionRecord, StepRecord
 from engine.errors import InternalError
 
 if TYPE_CHECKING:
@@ -115,16 +115,9 @@ class SqliteExecutionStore:
 
         def write_claim(connection: sqlite3.Connection) -> StepRecord:
             stored = find_step(connection, self._codec, _address(claim))
-            if stored is None:
-                standing = claim
-            elif stored.status is StepStatus.COMPLETED or stored.token > claim.token:
-                return stored
-            else:
-                # An equal token is this very claim, written before and not acknowledged: it is in already.
-                is_new = stored.token != claim.token
-                usage = stored.usage + claim.usage if is_new else stored.usage
-                events = [*stored.events, *claim.events] if is_new else stored.events
-                standing = claim.model_copy(update={"usage": usage, "events": events})
+            standing = claimed(claim, stored)
+            if standing is None:
+                return stored or claim
             enter_run(connection, claim.execution_id, claim.run_id, started_at)
             put_step(connection, step_row(self._codec, standing))
             return standing
@@ -207,21 +200,9 @@ class SqliteExecutionStore:
         if insert_execution(connection, record, whole):
             return record
         stored = self._found(connection, record.execution_id)
-        if _stands(stored, record):
+        if outranks(stored, record):
             return stored
-        standing = record.model_copy(
-            update={
-                "input": stored.input,
-                "input_hash": stored.input_hash,
-                "options": stored.options,
-                "created_at": stored.created_at,
-                "plan_hash": stored.plan_hash,
-                "step_ids": stored.step_ids,
-                "started_at": stored.started_at or record.started_at,
-                "deadline_at": stored.deadline_at,
-                "events": [*(event for event in stored.events if event.type not in END_EVENTS), *record.events],
-            }
-        )
+        standing = with_beginning(record, stored)
         replace_execution(connection, execution_row(self._codec, standing))
         return standing
 
@@ -240,14 +221,3 @@ class SqliteExecutionStore:
 
 def _address(step: StepRecord) -> tuple[str, str, str, int | None, int]:
     return (step.execution_id, step.run_id, step.step_id, step.item, step.n)
-
-
-def _stands(stored: ExecutionRecord, end: ExecutionRecord) -> bool:
-    """Return whether the stored record outranks an end: a later run's does, and so does an end that saw more."""
-    if stored.run_started_at is not None and (end.run_started_at is None or stored.run_started_at > end.run_started_at):
-        return True
-    return (
-        stored.status.is_terminal
-        and stored.run_started_at == end.run_started_at
-        and stored.history_length > end.history_length
-    )
