@@ -34,6 +34,8 @@ WRITE_DEADLINE: Final = timedelta(seconds=2.8)
 """Longer than a read, which is one statement; both are less than five seconds."""
 FIRST_DEADLINE: Final = timedelta(seconds=4)
 """For the first answer to a process: a server that has just started needs seconds for its first statements."""
+HEALTH_DEADLINE: Final = timedelta(seconds=1.2)
+"""Less than a health report waits, so that it tells the reason."""
 SCHEMA_DEADLINE: Final = timedelta(seconds=20)
 """For a server that answers: indexes are made once in its life."""
 RETRY_SECONDS: Final = 0.5
@@ -121,7 +123,7 @@ class Neo4jDatabase:
             StoreError: as ``read``.
         """
         in_use = min(self._calls, self._pool_size)
-        version = await self._guard.run(self._version)
+        version = await self._guard.run(self._version, HEALTH_DEADLINE)
         return StoreHealth(backend="neo4j", version=version, detail=f"{in_use} of {self._pool_size} connections in use")
 
     async def aclose(self) -> None:
