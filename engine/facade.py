@@ -280,6 +280,7 @@ class WorkflowEngine:
         done = await session.verification.repair(optional_text(execution_id, "execution_id"))
         return {
             "checked": done.checked,
+            "live_state": done.has_live,
             "repaired": [answers.repair(made) for made in done.repairs],
             "left": [answers.drift(found) for found in done.left],
         }
@@ -288,7 +289,11 @@ class WorkflowEngine:
     async def verify_executions(self) -> types.Verification:
         """Compare the records and live state of all executions with Temporal; nothing is changed."""
         found = await self._session().verification.verify()
-        return {"checked": found.checked, "drift": [answers.drift(item) for item in found.drift]}
+        return {
+            "checked": found.checked,
+            "live_state": found.has_live,
+            "drift": [answers.drift(item) for item in found.drift],
+        }
 
     async def watch_execution(self, execution_id: str, from_event: str | None = None) -> AsyncIterator[types.Event]:
         """Yield an execution's events until it is over, from the one behind ``from_event`` (an event's id)."""

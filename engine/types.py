@@ -367,17 +367,22 @@ class Drift(TypedDict):
 
 
 class Repairs(TypedDict):
-    """Answer of ``repair_executions``; ``left`` is what only its starter or an operator can make right."""
+    """Answer of ``repair_executions``; ``left`` is what only its starter or an operator can make right.
+
+    ``live_state``: whether it answered, so that it was compared too.
+    """
 
     checked: int
+    live_state: bool
     repaired: list[Repair]
     left: list[Drift]
 
 
 class Verification(TypedDict):
-    """Answer of ``verify_executions``."""
+    """Answer of ``verify_executions``; ``live_state``: whether it answered, so that it was compared too."""
 
     checked: int
+    live_state: bool
     drift: list[Drift]
 
 

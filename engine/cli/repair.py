@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     Rows = Sequence[Mapping[str, object]]
 
+_NOT_COMPARED = "live state does not answer and was not compared; see baton doctor"
+
 
 @click.command()
 @click.argument("execution_id", metavar="[ID]", required=False)
@@ -26,6 +28,8 @@ def repair(invocation: Invocation, execution_id: str | None) -> None:
     """
     answer = invocation.call(lambda engine: engine.repair_executions(execution_id))
     print_answer(answer, invocation.output, lambda: _print_repairs(cast("Mapping[str, object]", answer)))
+    if not answer["live_state"]:
+        note(_NOT_COMPARED)
 
 
 @click.command()
@@ -36,6 +40,8 @@ def verify(ctx: click.Context) -> None:
     invocation = ctx.ensure_object(Invocation)
     answer = invocation.call(lambda engine: engine.verify_executions())
     print_answer(answer, invocation.output, lambda: _print_drift(answer["drift"], answer["checked"]))
+    if not answer["live_state"]:
+        note(_NOT_COMPARED)
     if answer["drift"]:
         ctx.exit(ExitCode.EXECUTION_FAILED)
 

@@ -7,12 +7,14 @@ a moment, because an execution that ends meanwhile differs for some milliseconds
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from engine.domain.page import MAX_LIMIT
-from engine.errors import ErrorCode, ExecutionNotFoundError
+from engine.errors import ErrorCode, ExecutionNotFoundError, StoreError
+from engine.outages import OutageLog
 from engine.ports.execution_store import ExecutionFilter
 from engine.services.repair import START_GRACE, Repair, contradicted, ends_otherwise, live_state_differs
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from engine.services.repair import ExecutionRepairs
 
 __all__ = ["Drift", "Repaired", "Verification", "VerificationService"]
+
+_logger = logging.getLogger(__name__)
 
 MOMENT: Final = timedelta(seconds=1)
 """Longer than it takes an end to get from the record to Temporal and to live state."""
@@ -56,6 +60,8 @@ class Verification:
     checked: int
     """Executions compared."""
     drift: list[Drift] = field(default_factory=list[Drift])
+    has_live: bool = True
+    """Whether live state answered; without it records and Temporal are compared."""
 
 
 @dataclass(slots=True)
@@ -66,6 +72,8 @@ class Repaired:
     repairs: list[Repair]
     left: list[Drift]
     """What only its starter or an operator can make right."""
+    has_live: bool = True
+    """As in ``Verification``."""
 
 
 class VerificationService:
@@ -96,31 +104,33 @@ class VerificationService:
         self._repairs = repairs
         self._clock = clock
         self._batch_size = batch_size
+        self._outages = OutageLog(_logger, "Comparing live state")
 
     async def verify(self) -> Verification:
         """Compare all executions; return those that differ, by id.
 
         Raises:
-            StoreError: a store does not answer, so that nothing can be said.
+            StoreError: the records do not answer, so that nothing can be said.
             RuntimeUnavailableError: Temporal does not answer.
         """
         runs = await self._current_runs()
         checked = len(runs)
         suspects: list[str] = []
+        has_live = True
         position: Position | None = None
         while True:
             page = await self._executions.list_executions(ExecutionFilter(), limit=self._batch_size, after=position)
-            states = await self._state.get_live_states([record.execution_id for record in page.items])
+            states = await self._live_statuses([record.execution_id for record in page.items])
+            has_live = has_live and states is not None
             for record in page.items:
                 run = runs.pop(record.execution_id, None)
                 checked += run is None
-                live = states.get(record.execution_id)
-                if _is_suspect(record, run) or live_state_differs(record, live and live.execution.status):
+                if _is_suspect(record, run) or _live_differs(record, states):
                     suspects.append(record.execution_id)
             position = page.next
             if position is None:
                 break
-        return Verification(checked, await self._lasting(sorted([*suspects, *runs])))
+        return Verification(checked, await self._lasting(sorted([*suspects, *runs])), has_live)
 
     async def repair(self, execution_id: str | None = None) -> Repaired:
         """Compare one execution, or all, and make records and live state say what Temporal says.
@@ -129,18 +139,21 @@ class VerificationService:
 
         Raises:
             ExecutionNotFoundError: no record of it.
-            StoreError: a store does not answer.
+            StoreError: the records do not answer.
             RuntimeUnavailableError: Temporal does not answer.
         """
+        has_live = True
         if execution_id is None:
             found = await self.verify()
             checked, differing = found.checked, [drift.execution_id for drift in found.drift]
+            has_live = found.has_live
         elif await self._executions.get_execution(execution_id) is None:
             raise ExecutionNotFoundError(execution_id)
         else:
             checked, differing = 1, [execution_id]
+            has_live = await self._live_statuses(differing) is not None
         repairs = [repair for differs in differing for repair in await self._repair(differs)]
-        return Repaired(checked, repairs, await self._lasting(differing))
+        return Repaired(checked, repairs, await self._lasting(differing), has_live)
 
     async def _repair(self, execution_id: str) -> list[Repair]:
         record = await self._executions.get_execution(execution_id)
@@ -152,17 +165,26 @@ class VerificationService:
             repairs.append(Repair(execution_id, "record", record.status, repaired.status))
         # Without a repair it may have changed meanwhile, and what is old must not be written to live state.
         record = repaired or await self._executions.get_execution(execution_id) or record
-        before = await self._live_status(execution_id)
-        is_wrong = live_state_differs(record, before)
+        states = await self._live_statuses([execution_id])
+        is_wrong = _live_differs(record, states)
         if is_wrong or repaired is not None:
             await self._repairs.rebuild_live_state(record)
-        if is_wrong and (after := await self._live_status(execution_id)) not in (None, before):
-            repairs.append(Repair(execution_id, "live_state", before, after))
+        if is_wrong and states is not None:
+            before = states.get(execution_id)
+            after = (await self._live_statuses([execution_id]) or {}).get(execution_id)
+            if after not in (None, before):
+                repairs.append(Repair(execution_id, "live_state", before, after))
         return repairs
 
-    async def _live_status(self, execution_id: str) -> ExecutionStatus | None:
-        live = await self._state.get_live_state(execution_id)
-        return None if live is None else live.execution.status
+    async def _live_statuses(self, execution_ids: list[str]) -> dict[str, ExecutionStatus] | None:
+        """What live state says; None when it does not answer, which is no reason not to compare the rest."""
+        try:
+            states = await self._state.get_live_states(execution_ids)
+        except StoreError as error:
+            self._outages.failed(error)
+            return None
+        self._outages.worked()
+        return {execution_id: state.execution.status for execution_id, state in states.items()}
 
     async def _current_runs(self) -> dict[str, RunSummary]:
         """The latest run of each execution that Temporal lists."""
@@ -194,14 +216,15 @@ class VerificationService:
         return found
 
     async def _drift(self, execution_id: str) -> Drift | None:
-        run, record, live = await asyncio.gather(
+        run, record, states = await asyncio.gather(
             self._runtime.describe_run(execution_id),
             self._executions.get_execution(execution_id),
-            self._live_status(execution_id),
+            self._live_statuses([execution_id]),
         )
-        text = _difference(record, run, live, self._clock())
+        text = _difference(record, run, states, self._clock())
         if text is None:
             return None
+        live = (states or {}).get(execution_id)
         return Drift(execution_id, record and record.status, run and run.status, live, text)
 
 
@@ -221,8 +244,15 @@ def _has_not_begun(run: RunDescription, now: datetime) -> bool:
     return run.error is not None and run.error.code in _REFUSALS
 
 
+def _live_differs(record: ExecutionRecord, states: dict[str, ExecutionStatus] | None) -> bool:
+    return states is not None and live_state_differs(record, states.get(record.execution_id))
+
+
 def _difference(
-    record: ExecutionRecord | None, run: RunDescription | None, live: ExecutionStatus | None, now: datetime
+    record: ExecutionRecord | None,
+    run: RunDescription | None,
+    states: dict[str, ExecutionStatus] | None,
+    now: datetime,
 ) -> str | None:
     """What is wrong with an execution, or None."""
     if record is None:
@@ -231,6 +261,7 @@ def _difference(
         return f"the record should be {right.status}" + (f": {right.error.message}" if right.error else "")
     if record.status.is_terminal and run is not None and run.status == "running":
         return "the record has an end, and the run goes on"
-    if live_state_differs(record, live):
-        return "live state is lost" if live is None else f"live state should be {record.status}"
+    if _live_differs(record, states):
+        is_lost = record.execution_id not in (states or {})
+        return "live state is lost" if is_lost else f"live state should be {record.status}"
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from typing import TYPE_CHECKING, Any
 
 from engine import bootstrap
@@ -16,15 +15,6 @@ if TYPE_CHECKING:
 
     from engine.bootstrap import Stores
     from engine.settings import EngineSettings
-
-WRITES = (
-    "create_execution",
-    "record_steps",
-    "record_last_steps",
-    "claim_step",
-    "finalize_execution",
-    "repair_execution",
-)
 
 
 class DeafStore:
@@ -51,34 +41,6 @@ class DeafStore:
                 self.refused += 1
                 raise StoreError(f"{name} does not answer; the test wants it so")
             return await method(*args, **kwargs)
-
-        return called
-
-
-class LossyStore:
-    """Does what it is asked and now and then loses the answer, so that the caller can't know.
-
-    Attributes:
-        lost: how many answers were.
-    """
-
-    def __init__(self, store: object, share: float, seed: int) -> None:
-        self.lost = 0
-        self._store = store
-        self._share = share
-        self._chance = random.Random(seed)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._store, name)
-        if name not in WRITES:
-            return method
-
-        async def called(*args: object, **kwargs: object) -> object:
-            answer = await method(*args, **kwargs)
-            if self._chance.random() < self._share:
-                self.lost += 1
-                raise StoreError(f"The answer of {name} was lost; the test wants it so")
-            return answer
 
         return called
 

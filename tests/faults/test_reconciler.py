@@ -539,7 +539,7 @@ async def test_verify_tells_what_differs_and_repair_mends_it(
     await engine.get_execution_result(forgotten, wait=20)
     slow.free = False
     terminated, flushed = await running(engine), await running(engine)
-    assert await engine.verify_executions() == {"checked": 3, "drift": []}
+    assert await engine.verify_executions() == {"checked": 3, "live_state": True, "drift": []}
     flush(engine_config)
     await temporal.get_workflow_handle(terminated).terminate()
     forget(engine_config, forgotten)
@@ -569,6 +569,7 @@ async def test_verify_tells_what_differs_and_repair_mends_it(
     repaired = json.loads(await command(engine_config, "repair", flushed, "-o", "json"))
     assert repaired == {
         "checked": 1,
+        "live_state": True,
         "repaired": [{"execution_id": flushed, "what": "live_state", "before": None, "after": "running"}],
         "left": [],
     }
@@ -598,8 +599,8 @@ async def test_how_executions_end_by_themselves_is_no_drift(engine_factory: Engi
     for workflow_id in (good, bad, good, bad):
         execution = await engine.execute_workflow(workflow_id, {})
         await engine.get_execution_result(execution["execution_id"], wait=20)
-    assert await engine.verify_executions() == {"checked": 4, "drift": []}
-    assert await engine.repair_executions() == {"checked": 4, "repaired": [], "left": []}
+    assert await engine.verify_executions() == {"checked": 4, "live_state": True, "drift": []}
+    assert await engine.repair_executions() == {"checked": 4, "live_state": True, "repaired": [], "left": []}
     reconciler.clock.move(31)
     outcome = await reconciler.once()
     assert (outcome.checked, outcome.repairs) == (0, [])

@@ -76,7 +76,7 @@ TABLE: Final[dict[str, dict[tuple[str, ...], Outcomes]]] = {
             "get_agent_performance",
         ): NEEDED
     },
-    "redis": {("verify_executions", "repair_executions"): NEEDED},
+    "redis": {},
     "pinecone": {},
 }
 """Store to calls to outcomes; a call that a store does not have is right, whatever happens to the store."""

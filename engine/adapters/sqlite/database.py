@@ -149,7 +149,8 @@ class SqliteDatabase:
     def _start(self) -> None:
         # The threads know the queues but not this object, so that it can be collected while they wait.
         writer = _Writer(self._writes, Session(self._path, self._schema), self._counts)
-        readers = [_Reader(self._reads, Session(self._path, self._schema)) for _ in range(_READERS)]
+        scans = not self._schema.disposable
+        readers = [_Reader(self._reads, Session(self._path, self._schema, scans=scans)) for _ in range(_READERS)]
         for number, target in enumerate((writer.run, *(reader.run for reader in readers))):
             name = f"baton-sqlite-{'reader' if number else 'writer'}"
             thread = threading.Thread(target=target, name=name, daemon=True)
