@@ -40,6 +40,8 @@ __all__ = ["EMBEDDED_FILE", "Stores", "open_stores"]
 EMBEDDED_FILE: Final = "baton.db"
 """In ``data_dir``: all that is embedded and is the truth."""
 LIVE_STATE_TTL: Final = timedelta(days=1)
+DEFAULT_INDEX: Final = "baton"
+"""Pinecone's index when neither its name nor its address is set."""
 
 MakeSchema: TypeAlias = "Callable[[], Awaitable[None]]"
 
@@ -251,7 +253,7 @@ def _vectors(settings: EngineSettings, embedder: Embedder, closing: AsyncExitSta
 
         index = PineconeVectorIndex(
             settings.pinecone_api_key.get_secret_value(),
-            settings.pinecone_index,
+            settings.pinecone_index or (None if settings.pinecone_host else DEFAULT_INDEX),
             settings.pinecone_host,
             dimension=embedder.dimension,
             pool_size=settings.connection_pool_size,

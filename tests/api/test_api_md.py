@@ -142,14 +142,14 @@ def test_every_python_block_is_run_or_listed_with_its_reason(reader: Reader):
     assert set(SUBSTITUTIONS) <= set(in_page)
 
 
-async def test_the_configuration_of_the_page_is_read_and_a_store_that_is_not_built_is_named(reader: Reader):
+async def test_the_configuration_of_the_page_is_read_and_a_store_that_is_away_is_named(reader: Reader):
+    """On a machine that has Neo4j at its usual port the answer is its own."""
     engine = reader.made["Initialization"]
     assert isinstance(engine, WorkflowEngine)
-    with pytest.raises(EngineError) as refused:
+    with pytest.raises(EngineError) as failed:
         await engine.get_workflow("workflow-123")
-    assert refused.value.code == "unsupported"
-    assert refused.value.details["key"] in {"neo4j_uri", "mongo_uri", "redis_uri", "pinecone_api_key"}
-    assert str(refused.value.details["key"]) in refused.value.message
+    assert failed.value.code in {"database_error", "workflow_not_found"}
+    assert ("neo4j_uri" in failed.value.message) == (failed.value.code == "database_error")
     await engine.aclose()
 
 

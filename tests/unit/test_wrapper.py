@@ -222,6 +222,8 @@ def test_an_environment_for_developers_serves_users_and_stays_one(ready_machine:
         (checkout / package / "__init__.py").write_text("")
     (checkout / "engine/adapters/temporal/dev_server.py").write_text("print('a server is there')")
     (checkout / "pytest" / "__main__.py").write_text(CLI)
+    (checkout / "tests" / "servers").mkdir(parents=True)
+    (checkout / "tests" / "servers" / "__main__.py").write_text("print('the servers are there')")
     code, output, errors = ready_machine.run("test", "-k", "a b")
     assert (code, errors) == (7, "Installing the locked environment (once) ...\n")
     expected = [["-k", "a b"], str(checkout), str(ready_machine.environment)]
