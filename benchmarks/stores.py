@@ -79,17 +79,18 @@ async def _measure(folder: Path, passes: int, executions: int) -> list[Bar]:
 async def _start_stores(folder: Path, closing: AsyncExitStack) -> dict[str, str | int]:
     uris: dict[str, str] = {}
     for module in (neo4j, mongodb, redis, pinecone):
-        own = folder / module.NAME
+        name = module.__name__.rpartition(".")[2]
+        own = folder / name
         own.mkdir()
         server = await module.start(own)
         closing.push_async_callback(server.stop)
-        uris[module.NAME] = server.uri
+        uris[name] = server.uri
         print(f"{module.NAME} {server.version}", flush=True)
     return {
         "neo4j_uri": uris["neo4j"],
         "mongo_uri": uris["mongodb"],
         "redis_uri": uris["redis"],
-        "pinecone_api_key": "benchmark",
+        "pinecone_api_key": pinecone.API_KEY,
         "pinecone_host": uris["pinecone"],
     }
 
