@@ -42,12 +42,6 @@ _DEFINITIONS = (
         tenant TEXT NOT NULL, tag TEXT NOT NULL, created_at TEXT NOT NULL, definition_id TEXT NOT NULL,
         PRIMARY KEY (tenant, tag, created_at, definition_id)) WITHOUT ROWID""",
     "CREATE INDEX definition_tags_by_id ON definition_tags (tenant, definition_id)",
-    # Which steps of the newest version call an agent, or fall back to it.
-    """CREATE TABLE definition_agents (
-        tenant TEXT NOT NULL, agent_id TEXT NOT NULL, definition_id TEXT NOT NULL, role TEXT NOT NULL,
-        position INTEGER NOT NULL, step_id TEXT NOT NULL,
-        PRIMARY KEY (tenant, agent_id, definition_id, role, position)) WITHOUT ROWID""",
-    "CREATE INDEX definition_agents_by_id ON definition_agents (tenant, definition_id)",
 )
 
 _AGENTS = (
@@ -156,11 +150,21 @@ _CONTEXT = (
     "CREATE INDEX unindexed_items ON context_items (tenant, created_at, item_id) WHERE is_unindexed = 1",
 )
 
+_USES = (
+    # Which steps of the newest version call an agent, or fall back to it.
+    """CREATE TABLE definition_agents (
+        tenant TEXT NOT NULL, agent_id TEXT NOT NULL, definition_id TEXT NOT NULL, role TEXT NOT NULL,
+        position INTEGER NOT NULL, step_id TEXT NOT NULL,
+        PRIMARY KEY (tenant, agent_id, definition_id, role, position)) WITHOUT ROWID""",
+    "CREATE INDEX definition_agents_by_id ON definition_agents (tenant, definition_id)",
+)
+
 RECORDS: Final = Schema(
     migrations=(
         (*_DEFINITIONS, *_AGENTS, *_HANDOFFS, *_EXECUTIONS, *_ARTIFACTS, "PRAGMA user_version = 1"),
         (*_LEASES, "PRAGMA user_version = 2"),
         (*_CONTEXT, "PRAGMA user_version = 3"),
+        (*_USES, "PRAGMA user_version = 4"),
     )
 )
 """Definitions, agents, handoffs, executions, artifacts, leases, context items: the truth."""
