@@ -252,7 +252,7 @@ async def open_worker(settings: EngineSettings) -> WorkerSession:
 
     Raises:
         RuntimeUnavailableError: there is no server, and none can be started.
-        ConfigurationError: a store's settings can't be used together.
+        ConfigurationError: a store's address can't be read, or names no server.
     """
     session = EngineSession(settings)
     try:

@@ -107,7 +107,7 @@ def open_stores(settings: EngineSettings) -> Stores:
     """Choose an adapter for each store; nothing is opened yet.
 
     Raises:
-        ConfigurationError: a store's settings can't be used together.
+        ConfigurationError: a store's address can't be read, or names no server.
     """
     codec = Codec(settings.compression_threshold, settings.compression)
     closing = AsyncExitStack()

@@ -249,7 +249,7 @@ class _SlowStore:
 async def test_a_cancel_while_the_end_is_written_ends_equal_everywhere(
     engine_factory: EngineFactory, stores: Stores, client: Client, door: Door, fields: dict[str, Any]
 ):
-    """The server refuses the closing command when something arrives during the local activity; see DESIGN 3."""
+    """By then the end is recorded, by the last call or by ``finalize``; whichever end Temporal takes has to replace it."""
     slow = _SlowEnds()
     with slow.installed():
         engine = engine_factory({"agent-a": {"text": "done"}})
