@@ -249,7 +249,7 @@ class _SlowStore:
 async def test_a_cancel_while_the_end_is_written_ends_equal_everywhere(
     engine_factory: EngineFactory, stores: Stores, client: Client, door: Door, fields: dict[str, Any]
 ):
-    """By then the end is recorded, by the last call or by ``finalize``; whichever end Temporal takes has to replace it."""
+    """The end is recorded by then, by the last call or by ``finalize``; the one that Temporal takes replaces it."""
     slow = _SlowEnds()
     with slow.installed():
         engine = engine_factory({"agent-a": {"text": "done"}})
