@@ -44,7 +44,7 @@ async def probe_stores(
         make_schemas: make the constraints and indexes that are missing.
 
     Raises:
-        ConfigurationError: the stores' settings can't be used together.
+        ConfigurationError: a store's address can't be read, or names no server.
     """
     from engine.stores import open_stores
 

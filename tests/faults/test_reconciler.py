@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 from failing_stores import DeafStore, put_between
+from slow_agent import Slow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
 from temporalio.client import Client
@@ -40,21 +41,6 @@ if TYPE_CHECKING:
 
 STEPS = [{"id": "a", "agent_id": "agent-slow", "retry_policy": {"max_retries": 0}}]
 CANCELLED, FAILED, RUNNING = ExecutionStatus.CANCELLED, ExecutionStatus.FAILED, ExecutionStatus.RUNNING
-
-
-class Slow:
-    """An agent that waits until it is let go."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.free = False
-
-    async def __call__(self, given: object) -> dict[str, int]:
-        self.calls += 1
-        call = self.calls
-        while not self.free:
-            await asyncio.sleep(0.02)
-        return {"call": call}
 
 
 class Clock:
