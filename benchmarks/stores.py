@@ -185,7 +185,7 @@ async def _insert(store: SqliteExecutionStore, number: int, now: datetime) -> No
         step_ids=["a"],
         created_at=created_at,
         started_at=created_at,
-        completed_at=created_at + timedelta(milliseconds=100 + number % 9000),
+        completed_at=created_at + timedelta(milliseconds=100 + number * 7919 % 9000),
         output=None if failed else Value.of({"text": "done"}),
     )
     await store.create_execution(record, None)

@@ -300,11 +300,11 @@ async def test_health_has_its_shape_when_all_is_down(engine_factory, unused_tcp_
 
 
 async def test_health_has_its_shape_when_the_settings_can_not_be_used(tmp_path):
-    engine = WorkflowEngine({"pinecone_api_key": "a key and no index", "data_dir": str(tmp_path)})
+    engine = WorkflowEngine({"mongo_uri": "mongodb://", "data_dir": str(tmp_path)})
     health = await engine.get_system_health()
     fits(health, types.SystemHealth)
     assert health["status"] == "unhealthy"
-    assert "pinecone_index" in str(health["components"]["vectors"]["detail"])
+    assert "mongo_uri" in str(health["components"]["vectors"]["detail"])
 
 
 async def test_a_handoff_in_a_plan_warns_in_every_answer(engine, engine_config):

@@ -8,6 +8,7 @@ its answer got lost: it must find what it wrote and answer the same again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Generic, LiteralString, TypeVar
 
@@ -45,6 +46,10 @@ TRUSTED_SECONDS: Final = 1.0
 _MADE_MEANWHILE: Final = "Neo.ClientError.Schema.EquivalentSchemaRuleAlreadyExists"
 _DEFAULT_USER: Final = "neo4j"
 _TRIES_OF_WRITE: Final = 2
+
+# The driver warns of every try of a transaction; without a handler that ends on the standard error of programs that
+# never asked for logging. What becomes of the call is the caller's error, and one line of the log of outages.
+logging.getLogger("neo4j").addHandler(logging.NullHandler())
 
 
 class Neo4jDatabase:

@@ -1,7 +1,13 @@
-"""Metrics in one pass over an index that holds all they need; the rows themselves are never visited."""
+"""Metrics from an index that holds all they need; the rows themselves are never visited.
+
+Sums and durations are two passes, which the database's two readers make side by side. Durations come as one JSON text
+of whole microseconds: fetching 100,000 rows one by one takes longer than reading them.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import TYPE_CHECKING, Final, cast
 
 from engine.adapters.sqlite.schema import TENANT
@@ -9,7 +15,7 @@ from engine.domain.execution import Usage
 from engine.ports.execution_store import Aggregates
 
 if TYPE_CHECKING:
-    import sqlite3
+    from engine.adapters.sqlite.database import SqliteDatabase
 
 __all__ = ["AGGREGATE_STATEMENTS", "agent_aggregates", "workflow_aggregates"]
 
@@ -18,7 +24,7 @@ _WORKFLOW = """SELECT count(*), sum(status = 'completed'), sum(status = 'failed'
         sum(cost_usd)
     FROM executions INDEXED BY executions_by_definition
     WHERE tenant = ? AND definition_id = ? AND created_at BETWEEN ? AND ?"""
-_WORKFLOW_DURATIONS = """SELECT duration FROM executions INDEXED BY executions_by_definition
+_WORKFLOW_DURATIONS = """SELECT json_group_array(CAST(duration * 1000000 + 0.5 AS INTEGER)) FROM executions INDEXED BY executions_by_definition
     WHERE tenant = ? AND definition_id = ? AND created_at BETWEEN ? AND ?
         AND status = 'completed' AND duration IS NOT NULL"""
 _AGENT = """SELECT count(*), sum(status = 'completed'), sum(status = 'failed'), sum(status = 'cancelled'),
@@ -26,7 +32,7 @@ _AGENT = """SELECT count(*), sum(status = 'completed'), sum(status = 'failed'), 
         sum(cost_usd)
     FROM steps INDEXED BY steps_by_agent
     WHERE tenant = ? AND agent_id = ? AND started_at BETWEEN ? AND ?"""
-_AGENT_DURATIONS = """SELECT duration FROM steps INDEXED BY steps_by_agent
+_AGENT_DURATIONS = """SELECT json_group_array(CAST(duration * 1000000 + 0.5 AS INTEGER)) FROM steps INDEXED BY steps_by_agent
     WHERE tenant = ? AND agent_id = ? AND started_at BETWEEN ? AND ?
         AND status = 'completed' AND duration IS NOT NULL"""
 
@@ -34,23 +40,23 @@ AGGREGATE_STATEMENTS: Final = (_WORKFLOW, _WORKFLOW_DURATIONS, _AGENT, _AGENT_DU
 """Every statement of a metric, so that a test can look at their plans."""
 
 
-def workflow_aggregates(connection: sqlite3.Connection, definition_id: str, start: str, end: str) -> Aggregates:
+async def workflow_aggregates(database: SqliteDatabase, definition_id: str, start: str, end: str) -> Aggregates:
     """Aggregate the executions of a definition that were created in ``[start, end]`` (texts of instants)."""
-    chosen = (TENANT, definition_id, start, end)
-    sums = connection.execute(_WORKFLOW, chosen).fetchone()
-    return _aggregates(sums, connection.execute(_WORKFLOW_DURATIONS, chosen).fetchall())
+    return await _aggregates(database, _WORKFLOW, _WORKFLOW_DURATIONS, (TENANT, definition_id, start, end))
 
 
-def agent_aggregates(connection: sqlite3.Connection, agent_id: str, start: str, end: str) -> Aggregates:
+async def agent_aggregates(database: SqliteDatabase, agent_id: str, start: str, end: str) -> Aggregates:
     """Aggregate the logical calls of an agent that started in ``[start, end]`` (texts of instants)."""
-    chosen = (TENANT, agent_id, start, end)
-    sums = connection.execute(_AGENT, chosen).fetchone()
-    return _aggregates(sums, connection.execute(_AGENT_DURATIONS, chosen).fetchall())
+    return await _aggregates(database, _AGENT, _AGENT_DURATIONS, (TENANT, agent_id, start, end))
 
 
-def _aggregates(sums: object, durations: object) -> Aggregates:
+async def _aggregates(database: SqliteDatabase, sums: str, durations: str, chosen: tuple[str, ...]) -> Aggregates:
+    row, ascending = await asyncio.gather(
+        database.read(lambda connection: connection.execute(sums, chosen).fetchone()),
+        database.read(lambda connection: _seconds(connection.execute(durations, chosen).fetchone())),
+    )
     # The sum of no rows is NULL, and so is the sum of unknown prices: only the second stays None.
-    *counts, cost_usd = cast("tuple[int | float | None, ...]", sums)
+    *counts, cost_usd = cast("tuple[int | float | None, ...]", row)
     count, completed, failed, cancelled, retries, fallbacks, *usage = (int(value or 0) for value in counts)
     requests, input_tokens, output_tokens, tool_calls = usage
     return Aggregates(
@@ -58,7 +64,7 @@ def _aggregates(sums: object, durations: object) -> Aggregates:
         completed=completed,
         failed=failed,
         cancelled=cancelled,
-        durations=sorted(duration for (duration,) in cast("list[tuple[float]]", durations)),
+        durations=ascending,
         retries=retries,
         fallbacks=fallbacks,
         usage=Usage(
@@ -69,3 +75,9 @@ def _aggregates(sums: object, durations: object) -> Aggregates:
             cost_usd=cost_usd,
         ),
     )
+
+
+def _seconds(row: tuple[str]) -> list[float]:
+    whole_microseconds = cast("list[int]", json.loads(row[0]))
+    whole_microseconds.sort()
+    return [duration / 1_000_000 for duration in whole_microseconds]

@@ -174,13 +174,11 @@ class SqliteExecutionStore:
 
     async def workflow_aggregates(self, definition_id: str, start: datetime, end: datetime) -> Aggregates:
         """Aggregate the executions of a definition that were created in ``[start, end]``."""
-        first, last = instant_text(start), instant_text(end)
-        return await self._database.read(lambda connection: workflow_aggregates(connection, definition_id, first, last))
+        return await workflow_aggregates(self._database, definition_id, instant_text(start), instant_text(end))
 
     async def agent_aggregates(self, agent_id: str, start: datetime, end: datetime) -> Aggregates:
         """Aggregate the logical calls of an agent that started in ``[start, end]``."""
-        first, last = instant_text(start), instant_text(end)
-        return await self._database.read(lambda connection: agent_aggregates(connection, agent_id, first, last))
+        return await agent_aggregates(self._database, agent_id, instant_text(start), instant_text(end))
 
     async def check_health(self) -> StoreHealth:
         """Make one empty transaction."""
