@@ -24,7 +24,8 @@ _WORKFLOW = """SELECT count(*), sum(status = 'completed'), sum(status = 'failed'
         sum(cost_usd)
     FROM executions INDEXED BY executions_by_definition
     WHERE tenant = ? AND definition_id = ? AND created_at BETWEEN ? AND ?"""
-_WORKFLOW_DURATIONS = """SELECT json_group_array(CAST(duration * 1000000 + 0.5 AS INTEGER)) FROM executions INDEXED BY executions_by_definition
+_WORKFLOW_DURATIONS = """SELECT json_group_array(CAST(duration * 1000000 + 0.5 AS INTEGER))
+    FROM executions INDEXED BY executions_by_definition
     WHERE tenant = ? AND definition_id = ? AND created_at BETWEEN ? AND ?
         AND status = 'completed' AND duration IS NOT NULL"""
 _AGENT = """SELECT count(*), sum(status = 'completed'), sum(status = 'failed'), sum(status = 'cancelled'),
@@ -32,7 +33,8 @@ _AGENT = """SELECT count(*), sum(status = 'completed'), sum(status = 'failed'), 
         sum(cost_usd)
     FROM steps INDEXED BY steps_by_agent
     WHERE tenant = ? AND agent_id = ? AND started_at BETWEEN ? AND ?"""
-_AGENT_DURATIONS = """SELECT json_group_array(CAST(duration * 1000000 + 0.5 AS INTEGER)) FROM steps INDEXED BY steps_by_agent
+_AGENT_DURATIONS = """SELECT json_group_array(CAST(duration * 1000000 + 0.5 AS INTEGER))
+    FROM steps INDEXED BY steps_by_agent
     WHERE tenant = ? AND agent_id = ? AND started_at BETWEEN ? AND ?
         AND status = 'completed' AND duration IS NOT NULL"""
 
