@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -21,6 +22,7 @@ from activities.call_session import CallFacts, CallSession
 from activities.endings import bare_output, terminal_record
 from activities.failures import application_error, is_final, store_application_error
 from activities.operand_values import fetch_operands, output_mapped, resolved_input
+from activities.step_context import Recalled, recall_for, remember_output
 from engine import request_context
 from engine.domain.agent_call import AgentFailure, AgentInvocation, AgentReply, FailureReason
 from engine.domain.execution import (
@@ -28,8 +30,10 @@ from engine.domain.execution import (
     Event,
     ExecutionRecord,
     ExecutionStatus,
+    ExecutionWarning,
     StepRecord,
     StepStatus,
+    ToolCall,
     Usage,
     Value,
     micros,
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from engine.domain.json import JsonValue
     from engine.ports.agent_invoker import AgentInvoker
     from engine.ports.artifact_store import ArtifactStore
+    from engine.ports.context_memory import ContextMemory
     from engine.ports.execution_store import ExecutionStore
     from engine.ports.state_store import StateStore
 
@@ -59,20 +64,15 @@ _FIRST_WRITE_PAUSE: Final = 0.1
 _LONGEST_WRITE_PAUSE: Final = 3.0
 
 
+@dataclass(frozen=True)
 class AgentActivities:
-    """Activities of the types ``agent.<agent_id>``."""
+    """Activities of the types ``agent.<agent_id>``, and what they work with."""
 
-    def __init__(
-        self,
-        invoker: AgentInvoker,
-        executions: ExecutionStore,
-        artifacts: ArtifactStore,
-        state: StateStore,
-    ) -> None:
-        self._invoker = invoker
-        self._executions = executions
-        self._artifacts = artifacts
-        self._state = state
+    invoker: AgentInvoker
+    executions: ExecutionStore
+    artifacts: ArtifactStore
+    state: StateStore
+    memory: ContextMemory
 
     @activity.defn(dynamic=True)
     async def invoke_agent(self, args: Sequence[RawValue]) -> StepOutcome:
@@ -80,26 +80,16 @@ class AgentActivities:
         call: AgentCallInput = activity.payload_converter().from_payload(args[0].payload, AgentCallInput)
         request_context.execution_id.set(call.execution_id)
         request_context.step_id.set(call.step_id)
-        return await _Attempt(call, self._invoker, self._executions, self._artifacts, self._state).run()
+        return await _Attempt(call, self).run()
 
 
 class _Attempt:
     """One attempt of one logical call."""
 
-    def __init__(
-        self,
-        call: AgentCallInput,
-        invoker: AgentInvoker,
-        executions: ExecutionStore,
-        artifacts: ArtifactStore,
-        state: StateStore,
-    ) -> None:
+    def __init__(self, call: AgentCallInput, parts: AgentActivities) -> None:
         info = activity.info()
         self.call = call
-        self.invoker = invoker
-        self.executions = executions
-        self.artifacts = artifacts
-        self.state = state
+        self.parts = parts
         self.number = info.attempt
         self.run_id = info.workflow_run_id or ""
         self.started_at = info.started_time
@@ -108,6 +98,9 @@ class _Attempt:
         self.address = call_address(call.step_id, call.item, call.n)
         self.usage = Usage()
         self.events: list[Event] = []
+        self.tool_calls: list[ToolCall] = []
+        self.recalled = Recalled()
+        self.warnings: list[ExecutionWarning] = []
         self.decided_recorded = not call.decided
         self._announcing = asyncio.Lock()
         self._is_answered = False
@@ -117,6 +110,8 @@ class _Attempt:
         if self.number > 1 or self.call.resumed:
             finished = await self._claim()
             if finished is not None:
+                if finished.output.ref is None:
+                    await remember_output(self.call, finished.output.inline, finished.completed_at, self.parts.memory)
                 return finished
         else:
             self.events.append(self._event("step.started", agent_id=self.call.agent.agent_id))
@@ -127,7 +122,7 @@ class _Attempt:
             idempotency_key(self.call.execution_id, self.run_id, self.address),
             self.deadline,
         )
-        session = CallSession(facts, self.state, self._announce)
+        session = CallSession(facts, self.parts.state, self._announce)
         try:
             return await self._call_and_record(session)
         except asyncio.CancelledError:
@@ -137,26 +132,51 @@ class _Attempt:
             await session.aclose()
 
     async def _call_and_record(self, session: CallSession) -> StepOutcome:
+        call = self.call
         try:
+            self.recalled = await recall_for(call, self.parts.memory, self.parts.executions, self.parts.artifacts)
+            session.give_context(self.recalled.items)
             agent_input = await self._input()
             operands = await self._output_operands()
-            reply = await self.invoker.invoke_agent(AgentInvocation(self.call.agent, agent_input, session))
+            reply = await self.parts.invoker.invoke_agent(
+                AgentInvocation(call.agent, agent_input, session, call.reply_keys, call.output_schema, call.trace)
+            )
             self.usage += reply.usage
-            output = await self._output(reply, operands)
+            self.tool_calls += reply.tool_calls
+            self.warnings += [warning.model_copy(update={"step_id": call.step_id}) for warning in reply.warnings]
+            mapped = output_mapped(call, reply, operands)
+            output = await self._kept(mapped)
         except AgentFailure as failure:
+            self.usage += failure.usage
+            self.tool_calls += failure.tool_calls
             await self._record_failure(failure)
-            raise application_error(failure, self.call, self.number, self.usage) from failure
+            raise application_error(failure, call, self.number, self.usage, tool_calls=self.tool_calls) from failure
         record = self._record(
             StepStatus.COMPLETED,
             output=output,
-            agent_input=Value.of(agent_input) if self.call.trace else None,
+            agent_input=Value.of(agent_input) if call.trace else None,
+            transcript=await self._transcript(reply),
             completed_at=datetime.now(UTC),
         )
-        return await self._record_outcome(record, session)
+        outcome = await self._record_outcome(record, session)
+        await remember_output(call, mapped, outcome.completed_at, self.parts.memory)
+        return outcome
+
+    async def _transcript(self, reply: AgentReply) -> Value | None:
+        if not self.call.trace or reply.transcript is None:
+            return None
+        try:
+            return await self._kept(reply.transcript)
+        except (AgentFailure, ApplicationError) as error:
+            _logger.warning("The transcript of %s was not kept: %s", self.address, error)
+            return None
 
     async def _input(self) -> JsonValue:
+        items = self.recalled.items
         try:
-            return await self._with_patience(lambda: resolved_input(self.call, self.executions, self.artifacts))
+            return await self._with_patience(
+                lambda: resolved_input(self.call, items, self.parts.executions, self.parts.artifacts)
+            )
         except MissingPathError as error:
             raise self._invalid_input(missing_path(f"The mapping of step {self.call.step_id}", error)) from error
         except LimitExceededError as error:
@@ -173,27 +193,31 @@ class _Attempt:
         call = self.call
         try:
             return await self._with_patience(
-                lambda: fetch_operands(call.output_operands, call.execution_id, self.executions, self.artifacts)
+                lambda: fetch_operands(
+                    call.output_operands, call.execution_id, self.parts.executions, self.parts.artifacts
+                )
             )
         except StoreError as error:
             raise store_application_error(error, self.number, self.usage, "unasked") from error
 
-    async def _output(self, reply: AgentReply, operands: dict[str, JsonValue | Missing]) -> Value:
-        mapped = output_mapped(self.call, reply, operands)
-        if json_size(mapped, limit=MAX_INLINE_OUTPUT_BYTES) <= MAX_INLINE_OUTPUT_BYTES:
-            return Value.of(mapped)
+    async def _kept(self, value: JsonValue) -> Value:
+        """The value itself, or a reference to it when it is large."""
+        if json_size(value, limit=MAX_INLINE_OUTPUT_BYTES) <= MAX_INLINE_OUTPUT_BYTES:
+            return Value.of(value)
         try:
-            artifact = await self._with_patience(lambda: self.artifacts.put_artifact(mapped))
+            artifact = await self._with_patience(lambda: self.parts.artifacts.put_artifact(value))
         except LimitExceededError as error:
             raise AgentFailure(FailureReason.INVALID_OUTPUT, error.message) from error
         except StoreError as error:
             raise store_application_error(error, self.number, self.usage, "store") from error
-        return Value(ref=declare(mapped, self.call.declared, artifact))
+        return Value(ref=declare(value, self.call.declared, artifact))
 
     async def _claim(self) -> StepOutcome | None:
         claim = self._record(StepStatus.RUNNING)
         try:
-            stored = await self._with_patience(lambda: self.executions.claim_step(claim, self.call.run_started_at))
+            stored = await self._with_patience(
+                lambda: self.parts.executions.claim_step(claim, self.call.run_started_at)
+            )
         except StoreError as error:
             raise store_application_error(error, self.number, self.usage, "unasked") from error
         if stored.status is StepStatus.COMPLETED and stored.output is not None:
@@ -201,6 +225,7 @@ class _Attempt:
         if stored.token != self.token:
             raise ApplicationError("A later attempt has taken over", type="superseded")
         self.usage = stored.usage
+        self.tool_calls = [*stored.tool_calls]
         self.events = [*stored.events, self._event("step.retried", attempt=self.number)]
         return None
 
@@ -211,7 +236,7 @@ class _Attempt:
                 return
             running = self._record(StepStatus.RUNNING)
             try:
-                await self.executions.record_steps([*self.call.decided, running], self.call.run_started_at)
+                await self.parts.executions.record_steps([*self.call.decided, running], self.call.run_started_at)
                 self.decided_recorded = True
             except StoreError as error:
                 _logger.warning("The start of %s was not recorded: %s", self.address, error)
@@ -245,8 +270,8 @@ class _Attempt:
     async def _store(self, records: list[StepRecord]) -> tuple[list[StepRecord], ExecutionRecord | None]:
         end = self._end(records[-1])
         if end is None:
-            return await self.executions.record_steps(records, self.call.run_started_at), None
-        return await self.executions.record_last_steps(records, end)
+            return await self.parts.executions.record_steps(records, self.call.run_started_at), None
+        return await self.parts.executions.record_last_steps(records, end)
 
     def _end(self, record: StepRecord) -> ExecutionRecord | None:
         """The execution's end, when this call is its last; any ``finalize`` of the same run outranks it."""
@@ -285,7 +310,7 @@ class _Attempt:
             reason=failure.reason.value,
         )
         try:
-            await self.executions.record_steps([*self.call.decided, record], self.call.run_started_at)
+            await self.parts.executions.record_steps([*self.call.decided, record], self.call.run_started_at)
             self.decided_recorded = True
         except StoreError as error:
             _logger.warning("A failed attempt of %s was not recorded: %s", self.address, error)
@@ -296,7 +321,7 @@ class _Attempt:
     ) -> None:
         decided_events = [event for record in self.call.decided for event in record.events]
         try:
-            await self.state.record_transition(
+            await self.parts.state.record_transition(
                 self.call.execution_id,
                 execution=None if end is None else live_execution(end),
                 steps=[live_step(record) for record in records],
@@ -330,6 +355,7 @@ class _Attempt:
         *,
         output: Value | None = None,
         agent_input: Value | None = None,
+        transcript: Value | None = None,
         error: ErrorPayload | None = None,
         reason: str | None = None,
         completed_at: datetime | None = None,
@@ -360,6 +386,10 @@ class _Attempt:
             completed_at=completed_at,
             usage=self.usage,
             events=events,
+            warnings=[*self.recalled.warnings, *self.warnings],
+            tool_calls=self.tool_calls,
+            context=self.recalled.sources,
+            transcript=transcript,
         )
 
     def _outcome(self, record: StepRecord) -> StepOutcome:

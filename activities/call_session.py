@@ -51,6 +51,7 @@ class CallSession:
     """
 
     def __init__(self, facts: CallFacts, state: StateStore, announce: Callable[[], Awaitable[None]]) -> None:
+        self._context: list[JsonValue] = []
         self._facts = facts
         self._state = state
         self._announce = announce
@@ -90,8 +91,8 @@ class CallSession:
 
     @property
     def context(self) -> list[JsonValue]:
-        """Recalled context items; empty until recall is built."""
-        return []
+        """What was recalled for the step, best first."""
+        return self._context
 
     @property
     def cancelled(self) -> bool:
@@ -111,6 +112,10 @@ class CallSession:
         self._lines.append(event)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake)
+
+    def give_context(self, items: list[JsonValue]) -> None:
+        """Let the agent read what was recalled."""
+        self._context = items
 
     def cancel(self) -> None:
         """Tell the agent that its end is asked for."""

@@ -12,10 +12,13 @@ from engine.domain.messages import FailureDetails
 from engine.errors import EngineError, StoreError
 
 if TYPE_CHECKING:
-    from engine.domain.execution import Usage
+    from collections.abc import Sequence
+
+    from engine.domain.execution import ToolCall, Usage
     from engine.domain.messages import AgentCallInput
 
 MAX_MESSAGE_CHARS = 4000
+MAX_TOOL_CALLS_BYTES = 16 * 1024
 
 
 def is_final(failure: AgentFailure, call: AgentCallInput, attempt: int) -> bool:
@@ -33,9 +36,12 @@ def application_error(
     attempt: int,
     usage: Usage,
     cause: Literal["agent", "input"] = "agent",
+    tool_calls: Sequence[ToolCall] = (),
 ) -> ApplicationError:
     """The Application Error of a failed attempt: its type is the reason, a provider's wait the next delay."""
-    details = FailureDetails(attempt=attempt, usage=usage, cause=cause, details=failure.details)
+    details = FailureDetails(
+        attempt=attempt, usage=usage, cause=cause, details=failure.details, tool_calls=_latest(tool_calls)
+    )
     delay: timedelta | None = failure.retry_after
     return ApplicationError(
         failure.message[:MAX_MESSAGE_CHARS],
@@ -44,6 +50,18 @@ def application_error(
         non_retryable=is_final(failure, call, attempt),
         next_retry_delay=delay,
     )
+
+
+def _latest(tool_calls: Sequence[ToolCall]) -> list[ToolCall]:
+    """The last ones, as far as there is room for them in a failure's details."""
+    taken: list[ToolCall] = []
+    room_bytes = MAX_TOOL_CALLS_BYTES
+    for call in reversed(tool_calls):
+        room_bytes -= len(call.model_dump_json().encode())
+        if room_bytes < 0:
+            break
+        taken.append(call)
+    return taken[::-1]
 
 
 def store_application_error(

@@ -15,8 +15,10 @@ from engine.domain.expressions import (
     compile_template,
     walk,
 )
+from engine.domain.issues import IssueList, summary
 from engine.domain.json import MAX_VALUE_BYTES, json_fault
-from engine.domain.operands import missing_path
+from engine.domain.json_schema import check_value
+from engine.domain.operands import CONTEXT_ROOT, missing_path
 from engine.errors import LimitExceededError, StoreError
 
 if TYPE_CHECKING:
@@ -30,26 +32,33 @@ if TYPE_CHECKING:
     from engine.ports.execution_store import ExecutionStore
 
 
-async def resolved_input(call: AgentCallInput, executions: ExecutionStore, artifacts: ArtifactStore) -> JsonValue:
-    """The call's input.
+async def resolved_input(
+    call: AgentCallInput, context: list[JsonValue], executions: ExecutionStore, artifacts: ArtifactStore
+) -> JsonValue:
+    """The call's input, with ``context`` as what was recalled.
 
     Raises:
         MissingPathError: the mapping reads what is not there.
         LimitExceededError: it would be over 64 MiB.
         StoreError: an operand can't be fetched.
     """
-    return await resolve(call.input, call.execution_id, executions, artifacts)
+    roots = RootsScope({CONTEXT_ROOT: context})
+    return await resolve(call.input, call.execution_id, executions, artifacts, roots)
 
 
 async def resolve(
-    value: CallInput, execution_id: str, executions: ExecutionStore, artifacts: ArtifactStore
+    value: CallInput,
+    execution_id: str,
+    executions: ExecutionStore,
+    artifacts: ArtifactStore,
+    roots: RootsScope | None = None,
 ) -> JsonValue:
     """The inline value, or the mapping over its fetched operands; raises as ``resolved_input``."""
     if value.operands is None:
         return value.inline
     fetched = await fetch_operands(value.operands, execution_id, executions, artifacts)
     try:
-        return compile_template(value.mapping).resolve(_Fetched(fetched, None), max_bytes=MAX_VALUE_BYTES)
+        return compile_template(value.mapping).resolve(_Fetched(fetched, roots), max_bytes=MAX_VALUE_BYTES)
     except ResolvedTooLargeError as error:
         raise LimitExceededError("The resolved mapping is over 64 MiB; map fewer or smaller values") from error
 
@@ -63,11 +72,18 @@ def output_mapped(call: AgentCallInput, reply: AgentReply, operands: Mapping[str
         operands: what ``fetch_operands`` found for the mapping's other paths.
 
     Raises:
-        AgentFailure: ``invalid_output``, when the reply is no JSON or lacks what the mapping reads.
+        AgentFailure: ``invalid_output``, when the reply is no JSON, does not fit the step's schema or lacks what the
+            mapping reads.
     """
     fault = json_fault(reply.output)
     if fault is not None:
         raise AgentFailure(FailureReason.INVALID_OUTPUT, f"The agent's output is not JSON: {fault}")
+    if call.output_schema is not None:
+        issues = IssueList(reply.output, prefix=("output",))
+        check_value(call.output_schema, reply.output, issues)
+        if issues.has_errors():
+            message = summary("The agent's output does not fit the step's output_schema", issues.in_order())
+            raise AgentFailure(FailureReason.INVALID_OUTPUT, message)
     if call.output_mapping is None:
         return reply.output
     scope = _Fetched(operands, RootsScope({"output": reply.output}))

@@ -50,9 +50,15 @@ def _calls(shapes: Iterable[str]) -> Iterable[tuple[str, ...]]:
         text = str(inspect.signature(method).return_annotation)
         if inspect.isasyncgenfunction(method):
             text = text.removeprefix("AsyncIterator[").removesuffix("]")
-        shape = text.removeprefix("types.")
-        words = {"str": "the id", "bool": "true or false", "list[list[str]]": "a list of paths, each a list of ids"}
-        answer = _link(shape) if shape in shapes else words[text]
+        is_list = text.startswith("list[types.")
+        shape = text.removeprefix("list[").removeprefix("types.").removesuffix("]" if is_list else "")
+        words = {
+            "str": "the id",
+            "bool": "true or false",
+            "list[list[str]]": "a list of paths, each a list of ids",
+            "JsonValue": "any JSON",
+        }
+        answer = ("list of " if is_list else "") + _link(shape) if shape in shapes else words[text]
         yield f"`{name}`", f"an iterator of {answer}" if inspect.isasyncgenfunction(method) else answer
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.errors import EngineError, ErrorCode
     from engine.facade import WorkflowEngine
     from engine.settings import EngineSettings
+    from engine.tools import tool
 
 __all__ = [
     "AgentCall",
@@ -27,6 +28,7 @@ __all__ = [
     "ErrorCode",
     "FailureReason",
     "WorkflowEngine",
+    "tool",
 ]
 
 _HOMES = {
@@ -37,6 +39,7 @@ _HOMES = {
     "ErrorCode": "engine.errors",
     "FailureReason": "engine.domain.agent_call",
     "WorkflowEngine": "engine.facade",
+    "tool": "engine.tools",
 }
 
 

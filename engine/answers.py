@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.domain.execution import StepStatus, Usage
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
 
     from engine import types
     from engine.domain.agent import Agent
+    from engine.domain.context import ContextItem, ContextMatch
     from engine.domain.definition import DefinitionVersion
     from engine.domain.execution import (
         Cancellation,
+        ContextSource,
         ErrorPayload,
         Event,
         ExecutionRecord,
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
         LiveState,
         LiveStep,
         StepRecord,
+        ToolCall,
     )
     from engine.domain.handoff import Handoff
     from engine.domain.json import JsonValue
@@ -33,6 +37,15 @@ if TYPE_CHECKING:
     from engine.services.graph import AgentImpact
     from engine.services.repair import Repair
     from engine.services.verification import Drift
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """A step's traced values, fetched from wherever they lie."""
+
+    input: JsonValue = None
+    transcript: JsonValue = None
+
 
 _OPEN_STEP = (StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.WAITING)
 
@@ -206,9 +219,12 @@ def execution_item(record: ExecutionRecord, live: LiveState | None) -> types.Exe
 
 
 def execution_result(
-    result: ExecutionResult, output: JsonValue, step_outputs: Mapping[str, JsonValue]
+    result: ExecutionResult,
+    output: JsonValue,
+    step_outputs: Mapping[str, JsonValue],
+    traces: Mapping[str, StepTrace],
 ) -> types.ExecutionResult:
-    """Answer of ``get_execution_result``; outputs are resolved by the caller."""
+    """Answer of ``get_execution_result``; outputs and traces are resolved by the caller."""
     record = result.record
     answer: types.ExecutionResult = {
         "execution_id": record.execution_id,
@@ -217,7 +233,10 @@ def execution_result(
         "status": record.status.value,
         "output": output,
         "steps": {
-            step_id: _step_result(result.steps.get(step_id), step_outputs.get(step_id)) for step_id in record.step_ids
+            step_id: _step_result(
+                result.steps.get(step_id), step_outputs.get(step_id), traces.get(step_id, StepTrace())
+            )
+            for step_id in record.step_ids
         },
         "handoffs": [],
         "warnings": warnings(record.warnings),
@@ -230,6 +249,19 @@ def execution_result(
     if record.cancel is not None:
         answer["cancel"] = _cancel(record.cancel)
     return answer
+
+
+def context_match(match: ContextMatch) -> types.ContextMatch:
+    """A line of ``search_context``."""
+    item = match.item
+    return {
+        "item_id": item.item_id,
+        "text": item.text,
+        "score": match.score,
+        "source": _origin(item),
+        "metadata": item.metadata,
+        "created_at": format_instant(item.created_at),
+    }
 
 
 def event(stored: Event) -> types.Event:
@@ -324,7 +356,7 @@ def _step(step: LiveStep | None) -> types.StepStatus:
     }
 
 
-def _step_result(record: StepRecord | None, output: JsonValue) -> types.StepResult:
+def _step_result(record: StepRecord | None, output: JsonValue, trace: StepTrace) -> types.StepResult:
     if record is None:
         return {
             "status": "pending",
@@ -338,7 +370,7 @@ def _step_result(record: StepRecord | None, output: JsonValue) -> types.StepResu
             "duration": None,
             "usage": usage(Usage()),
         }
-    return {
+    answer: types.StepResult = {
         "status": record.status.value,
         "agent_id": record.agent_id,
         "attempts": record.attempts,
@@ -350,6 +382,30 @@ def _step_result(record: StepRecord | None, output: JsonValue) -> types.StepResu
         "duration": _duration(record.started_at, record.completed_at),
         "usage": usage(record.usage),
     }
+    if record.tool_calls:
+        answer["tool_calls"] = [_tool_call(call) for call in record.tool_calls]
+    if record.context:
+        answer["context"] = [
+            {"item_id": item.item_id, "score": item.score, "source": _origin(item)} for item in record.context
+        ]
+    if record.input is not None:
+        answer["input"] = trace.input
+    if record.transcript is not None:
+        answer["transcript"] = trace.transcript
+    return answer
+
+
+def _tool_call(call: ToolCall) -> types.ToolCall:
+    return {
+        "name": call.name,
+        "arguments": call.arguments,
+        "duration": round(call.duration.total_seconds(), 6),
+        "error": call.error,
+    }
+
+
+def _origin(item: ContextSource | ContextItem) -> types.ContextOrigin:
+    return {"execution_id": item.execution_id, "step_id": item.step_id, "agent_id": item.agent_id}
 
 
 def _cancel(stored: Cancellation) -> types.Cancel:

@@ -8,15 +8,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
+from engine.adapters.secrets import ConfiguredSecrets
 from engine.errors import ConfigurationError, EngineError
 from engine.services.agents import AgentService
 from engine.services.analytics import AnalyticsService
+from engine.services.context import ContextService
+from engine.services.context_search import ContextSearch
 from engine.services.copying import Catalogue, CopyService, Records
 from engine.services.definitions import DefinitionService
 from engine.services.execution_reads import ExecutionReads
@@ -24,8 +28,10 @@ from engine.services.executions import ExecutionService
 from engine.services.graph import GraphService
 from engine.services.handoffs import HandoffService
 from engine.services.health import ComponentHealth, HealthService
+from engine.services.indexing import IndexingService
 from engine.services.plans import PlanService
 from engine.services.reconciliation import ReconciliationService
+from engine.services.reindexing import ReindexingService
 from engine.services.repair import ExecutionRepairs
 from engine.services.verification import VerificationService
 from engine.stores import EMBEDDED_FILE, Stores, open_stores
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from temporalio.runtime import Runtime
     from temporalio.worker import Worker
 
+    from engine.adapters.agents.tools.tool_source import AgentTools
     from engine.adapters.temporal.connection import TemporalConnection
     from engine.adapters.temporal.runtime import TemporalRuntime
     from engine.ports.agent_invoker import AgentInvoker
@@ -89,10 +96,31 @@ class EngineSession:
             _now,
             settings.retry_count,
         )
+        self.indexing = IndexingService(
+            stores.context,
+            stores.vectors,
+            stores.embedder,
+            stores.executions,
+            _now,
+            holder=_new_ulid(),
+            batch_size=settings.batch_size,
+        )
+        search = ContextSearch(stores.context, stores.vectors, stores.words, stores.embedder, self.indexing)
+        reindexing = ReindexingService(
+            stores.context,
+            stores.vectors,
+            stores.executions,
+            stores.artifacts,
+            self.indexing,
+            batch_size=settings.batch_size,
+        )
+        self.context = ContextService(stores.context, search, self.indexing, reindexing, _now)
+        self.secrets = ConfiguredSecrets(os.environ, settings.secrets_dir, settings.secret_hosts)
+        self.tools = self._open_tools()
         self.definitions = DefinitionService(
             stores.definitions, stores.source_definitions, stores.agents, _now, _suffix
         )
-        self.agents = AgentService(stores.agents, _now)
+        self.agents = AgentService(stores.agents, _now, self.tools.why_unknown)
         self.handoffs = HandoffService(stores.handoffs, stores.agents, _now, _suffix)
         repairs = ExecutionRepairs(stores.executions, stores.state, _now)
         self.reads = ExecutionReads(stores.executions, stores.state, self.runtime, repairs)
@@ -144,6 +172,7 @@ class EngineSession:
                     executions=stores.executions,
                     artifacts=stores.artifacts,
                     state=self._live,
+                    memory=self.context,
                     runtime=self.runtime,
                     search_attributes=sorted(registered),
                 ),
@@ -156,12 +185,16 @@ class EngineSession:
 
     async def _work(self, worker: Worker) -> None:
         """Run the worker with its background tasks, which end with it."""
-        reconciling = asyncio.create_task(self.reconciliation.run_forever(), name="baton reconciler")
+        beside = [
+            asyncio.create_task(self.reconciliation.run_forever(), name="baton reconciler"),
+            asyncio.create_task(self.indexing.run_forever(), name="baton indexer"),
+        ]
         try:
             await worker.run()
         finally:
-            reconciling.cancel()
-            await asyncio.wait([reconciling])
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
 
     async def worker_ended(self) -> None:
         """Wait until the worker has ended; raise what ended it."""
@@ -187,14 +220,38 @@ class EngineSession:
 
     def _open_invoker(self) -> AgentInvoker:
         from engine.adapters.agents.http_agents import HttpAgentInvoker
+        from engine.adapters.agents.llm.invoker import LlmAgentInvoker
+        from engine.adapters.agents.llm.prices import ModelPrices
+        from engine.adapters.agents.masking_invoker import MaskingAgentInvoker
         from engine.adapters.agents.python_agents import PythonAgentInvoker
         from engine.adapters.agents.routing import RoutingAgentInvoker
 
-        python = PythonAgentInvoker(self.settings.agent_modules)
-        http = HttpAgentInvoker(self.settings.allowed_hosts)
-        self.stores.closing.push_async_callback(python.aclose)
-        self.stores.closing.push_async_callback(http.aclose)
-        return RoutingAgentInvoker({"python": python, "http": http})
+        settings = self.settings
+        python = PythonAgentInvoker(settings.agent_modules)
+        http = HttpAgentInvoker(settings.allowed_hosts, self.secrets)
+        llm = LlmAgentInvoker(
+            settings.allowed_hosts,
+            self.secrets,
+            self.tools,
+            ModelPrices(settings.prices_file),
+            default_base_url=settings.llm_base_url,
+        )
+        for invoker in (python, http, llm):
+            self.stores.closing.push_async_callback(invoker.aclose)
+        return MaskingAgentInvoker(RoutingAgentInvoker({"python": python, "http": http, "llm": llm}))
+
+    def _open_tools(self) -> AgentTools:
+        from engine.adapters.agents.tools.mcp_servers import McpServerPlace
+        from engine.adapters.agents.tools.tool_source import AgentTools
+
+        settings = self.settings
+        places = {
+            name: McpServerPlace(command=server.command or (), env=server.env, url=server.url, headers=server.headers)
+            for name, server in settings.mcp_servers.items()
+        }
+        tools = AgentTools(settings.agent_modules, places, self.secrets, settings.allowed_hosts)
+        self.stores.closing.push_async_callback(tools.aclose)
+        return tools
 
     async def _probe_runtime(self) -> tuple[ComponentHealth, ComponentHealth]:
         if self.connection.is_embedded and not self.connection.is_open:

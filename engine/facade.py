@@ -11,13 +11,14 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from engine import answers, request_context
+from engine.arguments import document, optional_text, plain, seconds, text
 from engine.bootstrap import EngineSession
 from engine.domain.metrics import format_instant
-from engine.errors import EngineError, InvalidInputError
+from engine.errors import EngineError, ExecutionNotFoundError
 from engine.loop_thread import LoopThread
 from engine.services.executions import parse_options
 from engine.settings import EngineSettings
@@ -239,7 +240,27 @@ class WorkflowEngine:
         patience = seconds(wait, "wait")
         result = await session.reads.read_result(text(execution_id, "execution_id"), patience)
         outputs = {step_id: await self._loaded(session, record.output) for step_id, record in result.steps.items()}
-        return answers.execution_result(result, await self._loaded(session, result.record.output), outputs)
+        traces = {
+            step_id: answers.StepTrace(
+                await self._loaded(session, record.input), await self._loaded(session, record.transcript)
+            )
+            for step_id, record in result.steps.items()
+            if record.input is not None or record.transcript is not None
+        }
+        return answers.execution_result(result, await self._loaded(session, result.record.output), outputs, traces)
+
+    @_on_own_loop
+    async def get_execution_input(self, execution_id: str) -> JsonValue:
+        """Return what an execution was started with.
+
+        Raises:
+            ExecutionNotFoundError: there is none with this id.
+        """
+        session = self._session()
+        record = await session.stores.executions.get_execution(text(execution_id, "execution_id"))
+        if record is None:
+            raise ExecutionNotFoundError(execution_id)
+        return await self._loaded(session, record.input)
 
     @_on_own_loop
     async def list_executions(
@@ -470,6 +491,83 @@ class WorkflowEngine:
         except EngineError as error:
             return answers.unusable(error, datetime.now(UTC))
 
+    # Context.
+
+    @_on_own_loop
+    async def add_context(
+        self,
+        text: str,
+        scope: str = "workflow",
+        workflow_id: str | None = None,
+        agent_id: str | None = None,
+        execution_id: str | None = None,
+        metadata: Document | None = None,
+    ) -> str:
+        """Keep a text for steps to be reminded of, and return its item id.
+
+        Args:
+            text: 1 to 32,000 characters.
+            scope: ``workflow``, ``agent`` or ``execution``: whose id must be given. It is found under every id that is.
+            workflow_id: of the workflow whose executions may recall it.
+            agent_id: of the agent whose calls may recall it.
+            execution_id: of the execution that may recall it.
+            metadata: JSON to filter by in ``search_context``.
+
+        Raises:
+            InvalidInputError: an argument can't be used; ``details.path`` names it.
+        """
+        return await self._session().context.add_context(
+            text,
+            scope=scope,
+            workflow_id=workflow_id,
+            agent_id=agent_id,
+            execution_id=execution_id,
+            metadata=cast("JsonObject | None", plain(metadata)),
+        )
+
+    @_on_own_loop
+    async def search_context(
+        self,
+        query: str,
+        scope: str | None = None,
+        workflow_id: str | None = None,
+        agent_id: str | None = None,
+        execution_id: str | None = None,
+        top_k: int = 5,
+        filter: Document | None = None,  # noqa: A002 - the call's documented name
+    ) -> list[types.ContextMatch]:
+        """Return the texts nearest to ``query``, best first: of the scope whose id is given, or of all ids given.
+
+        Args:
+            query: what to look for.
+            scope: ``workflow``, ``agent`` or ``execution``: whose id must be given.
+            workflow_id: only texts of this workflow.
+            agent_id: only texts of this agent.
+            execution_id: only texts of this execution.
+            top_k: 1 to 100.
+            filter: metadata keys (and ``step_id``) to the values that they must have.
+
+        Raises:
+            InvalidInputError: an argument can't be used; ``details.path`` names it.
+            ConflictError: the vectors were made by another embedder than the configured one.
+        """
+        matches = await self._session().context.search_context(
+            query,
+            scope=scope,
+            workflow_id=workflow_id,
+            agent_id=agent_id,
+            execution_id=execution_id,
+            top_k=top_k,
+            filter=cast("JsonObject | None", plain(filter)),
+        )
+        return [answers.context_match(match) for match in matches]
+
+    @_on_own_loop
+    async def reindex_context(self) -> types.ReindexedContext:
+        """Make all vectors anew with the configured embedder, from the stored texts and the step records."""
+        counts = await self._session().context.reindex()
+        return {"items": counts.items, "made": counts.made}
+
     # Inside.
 
     @_on_own_loop
@@ -489,60 +587,3 @@ class WorkflowEngine:
         if value is None:
             return None
         return value.inline if value.ref is None else await session.stores.artifacts.get_artifact(value.ref.artifact_id)
-
-
-def plain(value: object) -> object:
-    """Mappings and sequences of the caller as dicts and lists; everything else as it is, to be checked."""
-    match value:
-        case dict() | str():
-            return cast("object", value)
-        case Mapping():
-            return {key: plain(item) for key, item in cast("Mapping[object, object]", value).items()}
-        case tuple():
-            return [plain(item) for item in cast("tuple[object, ...]", value)]
-        case _:
-            return value
-
-
-def document(value: object, path: str) -> Mapping[str, object] | None:
-    """Require an object.
-
-    Raises:
-        InvalidInputError: it is something else.
-    """
-    if value is None or isinstance(value, Mapping):
-        return cast("Mapping[str, object] | None", value)
-    raise InvalidInputError(f"{path} must be an object, not {type(value).__name__}", {"path": path})
-
-
-def text(value: object, path: str) -> str:
-    """Require a text that is not empty.
-
-    Raises:
-        InvalidInputError: it is something else.
-    """
-    if not isinstance(value, str) or not value:
-        raise InvalidInputError(f"{path} must be a text that is not empty", {"path": path})
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"{path} holds half a surrogate pair, which is no Unicode; repair it", {"path": path}
-        ) from error
-    return value
-
-
-def optional_text(value: object, path: str) -> str | None:
-    """Require a text that is not empty, or None."""
-    return None if value is None else text(value, path)
-
-
-def seconds(value: object, path: str) -> timedelta:
-    """Require a number of seconds, 0 or more.
-
-    Raises:
-        InvalidInputError: it is something else.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86400 * 365:
-        raise InvalidInputError(f"{path} must be a number of seconds, 0 or more", {"path": path})
-    return timedelta(seconds=value)

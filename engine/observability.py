@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 from engine import request_context
 from engine.errors import ConfigurationError
+from engine.masking import mask_json, mask_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +68,11 @@ def set_log_level(level: str) -> None:
 def mask_passwords(text: str) -> str:
     """Return ``text`` with the passwords of all URIs in it replaced: ``redis://user:***@host``."""
     return _URI_PASSWORD.sub(r"://\1:***@", text)
+
+
+def _clean(text: str) -> str:
+    # Before a text is rendered, because rendering breaks up what has several lines.
+    return mask_passwords(mask_text(text))
 
 
 def open_logging(
@@ -318,14 +324,14 @@ def _extras(record: logging.LogRecord) -> dict[str, object]:
 
 def _masked(value: object) -> object:
     if value is None or isinstance(value, bool | int):
-        return value
+        return mask_json(value)
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return mask_json(value) if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {str(key): _masked(item) for key, item in cast("dict[object, object]", value).items()}
+        return {_clean(str(key)): _masked(item) for key, item in cast("dict[object, object]", value).items()}
     if isinstance(value, list | tuple):
         return [_masked(item) for item in cast("list[object]", value)]
-    return mask_passwords(str(value))
+    return _clean(str(value))
 
 
 def _at(record: logging.LogRecord) -> str:
@@ -335,7 +341,7 @@ def _at(record: logging.LogRecord) -> str:
 
 def _traceback(record: logging.LogRecord) -> str | None:
     if record.exc_info and record.exc_info[0] is not None:
-        return mask_passwords("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        return _clean("".join(traceback.format_exception(*record.exc_info)).rstrip())
     return None
 
 
@@ -344,8 +350,8 @@ def _render_json(record: logging.LogRecord) -> str:
         "at": _at(record),
         "level": record.levelname,
         "logger": record.name,
-        "message": mask_passwords(record.getMessage()),
-        **{name: record.__dict__[name] for name in _IDS},
+        "message": _clean(record.getMessage()),
+        **{name: _masked(record.__dict__[name]) for name in _IDS},
     }
     if exception := _traceback(record):
         line["exception"] = exception
@@ -353,8 +359,8 @@ def _render_json(record: logging.LogRecord) -> str:
 
 
 def _render_text(record: logging.LogRecord) -> str:
-    fields = {name: record.__dict__[name] for name in _IDS if record.__dict__[name]} | _extras(record)
-    text = mask_passwords(record.getMessage())
+    fields = {name: _masked(record.__dict__[name]) for name in _IDS if record.__dict__[name]} | _extras(record)
+    text = _clean(record.getMessage())
     if fields:
         text += "  " + " ".join(f"{name}={value}" for name, value in fields.items())
     if exception := _traceback(record):

@@ -9,11 +9,10 @@ addition from Temporal's own environment and ``temporal.toml``, so that what its
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
-import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,14 +28,16 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 
 from engine.errors import ConfigurationError
+from engine.toml_profiles import read_toml, table, temporal_profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["CONFIG_FILE", "EngineSettings", "config_from_text"]
+__all__ = ["CONFIG_FILE", "EngineSettings", "McpServer", "config_from_text"]
 
 CONFIG_FILE = "baton.toml"
 
@@ -44,8 +45,15 @@ _PREFIX = "BATON_"
 _FILE_SUFFIX = "_FILE"
 _SECRET_PREFIX = "BATON_SECRET_"  # noqa: S105 - the prefix of the variables that agents' secrets come from
 _OWN_VARIABLES = ("BATON_PROFILE", "BATON_CONFIG_FILE")
-_LISTS = ("agent_modules", "allowed_hosts")
-_NUMBERS = ("connection_pool_size", "cache_ttl", "compression_threshold", "batch_size", "retry_count")
+_LISTS = ("agent_modules", "allowed_hosts", "secret_hosts")
+_NUMBERS = (
+    "connection_pool_size",
+    "cache_ttl",
+    "compression_threshold",
+    "batch_size",
+    "retry_count",
+    "embedding_dimension",
+)
 _SHOWN_CHARS = 60
 
 
@@ -91,11 +99,52 @@ def _each(pattern: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _parsed(value: object) -> object:
+    return cast("object", json.loads(value)) if isinstance(value, str) else value
+
+
+def _named(value: dict[str, McpServer]) -> dict[str, McpServer]:
+    if any(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) is None for name in value):
+        raise ValueError("a server's name of another form")
+    return value
+
+
+class McpServer(BaseModel):
+    """How an MCP server is reached: started by ``command``, or at ``url``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    command: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Program and arguments; it speaks over its standard input and output."""
+    env: dict[str, str] = Field(default_factory=dict[str, str])
+    """Variables for the program, with ``${secret.NAME}`` filled in; of Baton's own environment it gets PATH, HOME,
+    LANG and their like."""
+    url: str | None = Field(default=None, pattern=r"https?://[^\s/@]+(/[^\s@]*)?")
+    """Address of its streamable HTTP endpoint; its host must be in ``allowed_hosts``."""
+    headers: dict[str, str] = Field(default_factory=dict[str, str])
+    """Headers for ``url``, with ``${secret.NAME}`` filled in."""
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if (self.command is None) == (self.url is None):
+            raise ValueError("command or url, and not both")
+        return self
+
+
 _Texts = Annotated[tuple[str, ...], Field(strict=False)]
 _Text = Annotated[str, Field(min_length=1)]
 _Secret = Annotated[SecretStr, Field(min_length=1)]
 _Address = Annotated[str, AfterValidator(_host_and_port)]
 _Folder = Annotated[Path, Field(strict=False), BeforeValidator(_some_path)]
+
+
+def _http_address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", value):
+        raise ValueError("not an http address")
+    return value
+
+
+_address = AfterValidator(_http_address)
 
 
 class EngineSettings(BaseModel):
@@ -154,6 +203,33 @@ class EngineSettings(BaseModel):
     allowed_hosts: Annotated[_Texts, _each(r"(\*\.)?[^\s/@:*]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")] = Field(
         default=(), description="a list of host, host:port or *.domain"
     )
+    llm_base_url: Annotated[_Text, _address] | None = Field(
+        default=None, description="an address beginning with http:// or https://"
+    )
+    """OpenAI-compatible endpoint for model agents whose config names none; its host is allowed by being set here."""
+    mcp_servers: Annotated[
+        dict[str, McpServer], Field(strict=False), BeforeValidator(_parsed), AfterValidator(_named)
+    ] = Field(
+        default_factory=dict[str, McpServer],
+        description="a table of names, each with command (a list) or url, and env or headers",
+    )
+    prices_file: _Folder | None = Field(default=None, description="the path of a TOML file of prices")
+    embedder: Literal["hashing", "openai", "pinecone"] = Field(
+        default="hashing", description="hashing, openai or pinecone"
+    )
+    """What makes vectors of texts: the built-in one, an OpenAI-compatible ``/embeddings`` endpoint, or Pinecone."""
+    embedding_model: _Text | None = Field(default=None, description="the name of an embedding model")
+    embedding_dimension: int | None = Field(default=None, ge=1, le=20_000, description="a whole number, 1 to 20000")
+    embedding_base_url: Annotated[_Text, _address] | None = Field(
+        default=None, description="an address beginning with http:// or https://"
+    )
+    """Endpoint of the embedder ``openai``; OpenAI's own when absent."""
+    embedding_api_key: _Secret | None = Field(default=None, description="a text that is not empty")
+    """Key for the embedder ``openai``."""
+    secret_hosts: Annotated[_Texts, _each(r"[A-Za-z0-9_]+=(\*\.)?[^\s/@:*]+(:\d{1,5})?")] = Field(
+        default=(), description="a list of NAME=host, NAME=host:port or NAME=*.domain"
+    )
+    """Where a secret may go; one that is not named here may go to every allowed host."""
     secrets_dir: _Folder | None = Field(default=None, description="the path of a folder")
     signing_key: _Secret | None = Field(default=None, description="a text that is not empty")
 
@@ -187,14 +263,14 @@ class EngineSettings(BaseModel):
         sources.add_environment(environ)
         sources.add_config({} if config is None else config)
         values = sources.values
-        temporal_file, temporal_profile = _temporal_profile(environ)
+        temporal_file, told_profile = temporal_profile(environ)
         for key in ("address", "namespace"):
-            told = environ.get(f"TEMPORAL_{key.upper()}") or temporal_profile.get(key)
+            told = environ.get(f"TEMPORAL_{key.upper()}") or told_profile.get(key)
             if told:
                 values.setdefault(f"temporal_{key}", told)
         values.setdefault("worker", "embedded" if values.get("temporal_address") is None else "none")
         values.setdefault("data_dir", cls.model_fields["data_dir"].default)
-        for key in ("data_dir", "secrets_dir"):
+        for key in ("data_dir", "secrets_dir", "prices_file"):
             value = values.get(key)
             if isinstance(value, str | Path) and str(value):
                 values[key] = folder.absolute() / Path(value).expanduser()
@@ -250,7 +326,7 @@ class EngineSettings(BaseModel):
 _KEYS = tuple(EngineSettings.model_fields)
 _CONFIDENTIAL = frozenset(
     key for key, described in EngineSettings.model_fields.items() if "SecretStr" in str(described.annotation)
-)
+) | {"mcp_servers"}
 
 
 def config_from_text(pairs: Iterable[tuple[str, str]]) -> dict[str, object]:
@@ -285,7 +361,7 @@ class _Sources:
         named = environ.get("BATON_CONFIG_FILE")
         path = folder / (named or CONFIG_FILE)
         name = profile or environ.get("BATON_PROFILE")
-        document = _read_toml(path)
+        document = read_toml(path)
         if document is None:
             if named:
                 self._fault("BATON_CONFIG_FILE", f"BATON_CONFIG_FILE names {path}, and there is no such file")
@@ -295,7 +371,7 @@ class _Sources:
         for key in document:
             if key != "profile":
                 self._fault(key, f"{path} has {key!r} outside of a profile; write it below [profile.default]")
-        profiles = _table(document, "profile")
+        profiles = table(document, "profile")
         chosen = name or "default"
         if chosen not in profiles:
             if name:
@@ -304,7 +380,7 @@ class _Sources:
         elif not isinstance(profiles[chosen], dict):
             self._fault("profile", f"profile.{chosen} in {path} must be a table of keys and values")
         else:
-            self._add(_table(profiles, chosen), f"profile {chosen} in {path.name}")
+            self._add(table(profiles, chosen), f"profile {chosen} in {path.name}")
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
         keys = {f"{_PREFIX}{key.upper()}": key for key in _KEYS}
@@ -372,41 +448,3 @@ class _Sources:
 def _nearest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _read_toml(path: Path) -> dict[str, object] | None:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is no valid TOML: {error}", {"path": str(path)}) from error
-    except OSError as error:
-        raise ConfigurationError(f"{path} can't be read: {error.strerror}", {"path": str(path)}) from error
-
-
-def _temporal_profile(environ: Mapping[str, str]) -> tuple[Path | None, Mapping[str, object]]:
-    """Return ``temporal.toml`` and its profile in use, found as Temporal's own tools find them; no file: no profile."""
-    named = environ.get("TEMPORAL_CONFIG_FILE")
-    path = Path(named) if named else _temporal_default_file(environ)
-    document = None if path is None else _read_toml(path)
-    if path is None or document is None:
-        return None, {}
-    return path, _table(_table(document, "profile"), environ.get("TEMPORAL_PROFILE") or "default")
-
-
-def _table(document: Mapping[str, object], key: str) -> dict[str, object]:
-    """Return the table below a key of a TOML document; an empty one where there is none."""
-    value = document.get(key)
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
-
-
-def _temporal_default_file(environ: Mapping[str, str]) -> Path | None:
-    home = environ.get("HOME")
-    if sys.platform == "darwin":
-        base = Path(home) / "Library" / "Application Support" if home else None
-    elif environ.get("XDG_CONFIG_HOME"):
-        base = Path(environ["XDG_CONFIG_HOME"])
-    else:
-        base = Path(home) / ".config" if home else None
-    return None if base is None else base / "temporalio" / "temporal.toml"

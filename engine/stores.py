@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from engine.adapters.caching import CachedAgentStore, CachedDefinitionStore, CachedHandoffStore, ReadCache
 from engine.adapters.codec import Codec
-from engine.adapters.hashing_embedder import HashingEmbedder
+from engine.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from engine.ports.execution_store import ExecutionAnalytics, ExecutionStore
     from engine.ports.handoff_store import HandoffStore
     from engine.ports.health import HealthCheck
+    from engine.ports.lexical_index import LexicalIndex
     from engine.ports.shared_cache import SharedCache
     from engine.ports.state_store import StateStore
     from engine.ports.vector_index import VectorIndex
@@ -60,6 +61,8 @@ class Stores:
     analytics: ExecutionAnalytics
     artifacts: ArtifactStore
     context: ContextStore
+    words: LexicalIndex | None
+    """Over the items of ``context``; only the embedded store has one."""
     state: StateStore
     vectors: VectorIndex
     embedder: Embedder
@@ -88,6 +91,7 @@ class _Records:
     context: ContextStore
     check: HealthCheck
     make_schema: MakeSchema | None = None
+    words: LexicalIndex | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +111,11 @@ def open_stores(settings: EngineSettings) -> Stores:
     """Choose an adapter for each store; nothing is opened yet.
 
     Raises:
-        ConfigurationError: a store's address can't be read, or names no server.
+        ConfigurationError: a store's address can't be read, or names no server; an embedder lacks what it needs.
     """
     codec = Codec(settings.compression_threshold, settings.compression)
     closing = AsyncExitStack()
-    embedder = HashingEmbedder()
+    embedder = _embedder(settings, closing)
     database: SqliteDatabase | None = None
     if settings.neo4j_uri is None or settings.mongo_uri is None:
         from engine.adapters.sqlite.database import SqliteDatabase
@@ -134,6 +138,7 @@ def open_stores(settings: EngineSettings) -> Stores:
         analytics=records.analytics,
         artifacts=records.artifacts,
         context=records.context,
+        words=records.words,
         state=live.state,
         vectors=vectors.index,
         embedder=embedder,
@@ -221,9 +226,8 @@ def _records(
 
     database = _present(database)
     recorded = SqliteExecutionStore(database, codec)
-    return _Records(
-        recorded, recorded, SqliteArtifactStore(database, codec), SqliteContextStore(database, codec), recorded
-    )
+    context = SqliteContextStore(database, codec)
+    return _Records(recorded, recorded, SqliteArtifactStore(database, codec), context, recorded, words=context)
 
 
 def _live_states(settings: EngineSettings, codec: Codec, closing: AsyncExitStack) -> _LiveStates:
@@ -245,6 +249,42 @@ def _live_states(settings: EngineSettings, codec: Codec, closing: AsyncExitStack
     closing.push_async_callback(database.aclose)
     embedded = SqliteStateStore(database, codec, LIVE_STATE_TTL)
     return _LiveStates(embedded, embedded)
+
+
+def _embedder(settings: EngineSettings, closing: AsyncExitStack) -> Embedder:
+    if settings.embedder == "openai":
+        from engine.adapters.openai_embedder import OpenAIEmbedder
+
+        if settings.embedding_model is None:
+            raise ConfigurationError(
+                "embedder is openai, which needs embedding_model, for example text-embedding-3-small",
+                {"path": "embedding_model"},
+            )
+        remote = OpenAIEmbedder(
+            settings.embedding_model,
+            _shown(settings.embedding_api_key),
+            settings.embedding_base_url,
+            settings.embedding_dimension,
+            pool_size=settings.connection_pool_size,
+        )
+        closing.push_async_callback(remote.aclose)
+        return remote
+    if settings.embedder == "pinecone":
+        from engine.adapters.pinecone_embedder import PineconeEmbedder
+
+        if settings.pinecone_api_key is None:
+            raise ConfigurationError("embedder is pinecone, which needs pinecone_api_key", {"path": "pinecone_api_key"})
+        hosted = PineconeEmbedder(
+            settings.pinecone_api_key.get_secret_value(),
+            settings.embedding_model,
+            settings.embedding_dimension,
+            pool_size=settings.connection_pool_size,
+        )
+        closing.push_async_callback(hosted.aclose)
+        return hosted
+    from engine.adapters.hashing_embedder import HashingEmbedder
+
+    return HashingEmbedder()
 
 
 def _vectors(settings: EngineSettings, embedder: Embedder, closing: AsyncExitStack) -> _Vectors:

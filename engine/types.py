@@ -191,6 +191,54 @@ class Usage(TypedDict):
     cost_usd: float | None
 
 
+class ToolCall(TypedDict):
+    """One use of a tool by an agent."""
+
+    name: str
+    arguments: JsonValue
+    """What the model gave; text, cut to 2,000 characters, when it is larger."""
+    duration: float
+    error: str | None
+    """What went back to the model in place of a result."""
+
+
+class ContextOrigin(TypedDict):
+    """Where a context item came from; what is null was not named when it was added."""
+
+    execution_id: str | None
+    step_id: str | None
+    agent_id: str | None
+
+
+class RecalledItem(TypedDict):
+    """A context item that a step was given; its text is in ``search_context`` and in the store."""
+
+    item_id: str
+    score: float
+    source: ContextOrigin
+
+
+class ContextMatch(TypedDict):
+    """A line of ``search_context``, best first."""
+
+    item_id: str
+    text: str
+    score: float
+    """0 to 1, comparable within one answer."""
+    source: ContextOrigin
+    metadata: dict[str, JsonValue]
+    created_at: str
+
+
+class ReindexedContext(TypedDict):
+    """Answer of ``reindex_context``."""
+
+    items: int
+    """Context items that are in the vector index now."""
+    made: int
+    """Of these, made from step records that had none."""
+
+
 class StepResult(TypedDict):
     """A step in a result."""
 
@@ -204,6 +252,14 @@ class StepResult(TypedDict):
     completed_at: str | None
     duration: float | None
     usage: Usage
+    tool_calls: NotRequired[list[ToolCall]]
+    """The tools that its agent used, in order; absent when it used none."""
+    context: NotRequired[list[RecalledItem]]
+    """What ``context.recall`` gave it, best first; absent when nothing was recalled."""
+    input: NotRequired[JsonValue]
+    """What its agent got; kept when the execution asked for a trace."""
+    transcript: NotRequired[JsonValue]
+    """Prompts and replies of a model agent as a list of messages; kept when the execution asked for a trace."""
 
 
 class HandoffTaken(TypedDict):

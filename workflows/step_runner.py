@@ -109,6 +109,7 @@ def _agent_failure(cause: ApplicationError) -> CallFailure:
         details.attempt,
         usage=details.usage,
         details=details.details,
+        tool_calls=details.tool_calls,
     )
 
 

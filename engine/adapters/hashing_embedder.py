@@ -18,17 +18,17 @@ import unicodedata
 import zlib
 from collections import Counter
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from typing import Literal
 
 __all__ = ["HashingEmbedder"]
 
 _DIMENSION = 512
-_INLINE_CHARACTERS: Final = 500
-"""Of new words, which take a millisecond; more go to a thread."""
+_INLINE_CHARACTERS: Final = 4000
+"""Of one text, which take some milliseconds; what is longer goes to a thread."""
 
 _WORD_WEIGHT = 1.0
 _PAIR_WEIGHT = 0.25
@@ -41,9 +41,20 @@ _LIGHT = {1: 0.2, 2: 0.3, 3: 0.5}
 _WORDS = re.compile(r"\w{1,40}")
 _MARKS = re.compile(r"\S{1,40}")
 _SPREAD = 0x9E3779B1
+"""Makes places of checksums: of 32 bits of the product the first nine are the place and the next one is the sign."""
+_PLACE_SHIFT = 23
+_PLACES = _DIMENSION - 1
+_SIGN = 1 << 22
 _EMPTY: Final = ""
 
-_Feature = tuple[int, float]
+
+class _Half(NamedTuple):
+    """What a word gives to the pairs that it stands in."""
+
+    weight: float
+    encoded: bytes
+    checksum: int
+    """Of the word and a space, from which a pair's goes on."""
 
 
 class HashingEmbedder:
@@ -61,21 +72,32 @@ class HashingEmbedder:
 
     async def embed_texts(self, texts: Sequence[str], kind: Literal["document", "query"]) -> list[list[float]]:  # noqa: ARG002 - the port's
         """Return a vector for each text, in order; the event loop goes on meanwhile."""
-        if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            return [_embed(text) for text in texts]
-        return await asyncio.to_thread(lambda: [_embed(text) for text in texts])
+        embedded: list[list[float]] = []
+        for text in texts:
+            if len(text) > _INLINE_CHARACTERS:
+                embedded.append(await asyncio.to_thread(_embed, text))
+            else:
+                # A thread would let the loop wait longer at each turn, for the interpreter's lock, than a text takes.
+                embedded.append(_embed(text))
+                await asyncio.sleep(0)
+        return embedded
 
 
 def _embed(text: str) -> list[float]:
     words = _words_of(text)
     values = [0.0] * _DIMENSION
+    # Without the words' places, of which a long text has more than can be let go in one moment.
+    halves: dict[str, _Half] = {}
     for word, count in Counter(words).items():
+        features, halves[word] = _features_of(word)
         times = 1 + math.log(count)
-        for place, weight in _word_features(word):
+        for place, weight in features:
             values[place] += times * weight
-    for pair, count in Counter(pairwise(words)).items():
-        place, sign = _place(" ".join(pair))
-        values[place] += sign * _PAIR_WEIGHT * min(map(_lightness, pair)) * (1 + math.log(count))
+    for (left, right), count in Counter(pairwise(words)).items():
+        first, second = halves[left], halves[right]
+        spread = zlib.crc32(second.encoded, first.checksum) * _SPREAD
+        weight = min(first.weight, second.weight) * (1 + math.log(count))
+        values[spread >> _PLACE_SHIFT & _PLACES] += weight if spread & _SIGN else -weight
     length = math.hypot(*values)
     if length == 0:
         return _embed(_EMPTY)
@@ -89,25 +111,30 @@ def _words_of(text: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _word_features(word: str) -> tuple[_Feature, ...]:
+def _features_of(word: str) -> tuple[tuple[tuple[int, float], ...], _Half]:
     """Return the places that a word adds to and by how much; the same words come again and again."""
-    light = _lightness(word)
-    place, sign = _place(f"={word}")
-    pieces = [_place(piece) for piece in _pieces_of(word)]
+    light = _LIGHT.get(len(word), 1.0) if word.isascii() else 1.0
+    encoded = _encode(word)
+    pieces = _pieces_of(word)
     share = light * _PIECE_WEIGHT / math.sqrt(len(pieces)) if pieces else 0.0
-    return ((place, sign * light * _WORD_WEIGHT), *((place, sign * share) for place, sign in pieces))
+    features: list[tuple[int, float]] = []
+    weight = light * _WORD_WEIGHT
+    for feature in (b"=" + encoded, *pieces):
+        # The sign lets those that meet by chance not add up.
+        spread = zlib.crc32(feature) * _SPREAD
+        features.append((spread >> _PLACE_SHIFT & _PLACES, weight if spread & _SIGN else -weight))
+        weight = share
+    return tuple(features), _Half(light * _PAIR_WEIGHT, encoded, zlib.crc32(encoded + b" "))
 
 
-def _pieces_of(word: str) -> Iterable[str]:
+def _pieces_of(word: str) -> list[bytes]:
     marked = f"<{word}>"
-    return [marked[start : start + size] for size in (3, 4) for start in range(len(marked) - size + 1)]
+    if word.isascii():
+        # Bytes are characters here, so that one text is encoded and not each piece of it.
+        whole = marked.encode()
+        return [whole[start : start + size] for size in (3, 4) for start in range(len(whole) - size + 1)]
+    return [_encode(marked[start : start + size]) for size in (3, 4) for start in range(len(marked) - size + 1)]
 
 
-def _lightness(word: str) -> float:
-    return _LIGHT.get(len(word), 1.0) if word.isascii() else 1.0
-
-
-def _place(feature: str) -> _Feature:
-    """Return where a feature adds, and with which sign, so that those that meet by chance do not add up."""
-    spread = (zlib.crc32(feature.encode("utf-8", "surrogatepass")) * _SPREAD) & 0xFFFFFFFF
-    return spread >> 23, 1.0 if spread & 0x400000 else -1.0
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from engine.errors import StoreError
 
-__all__ = ["PineconeVectorIndex"]
+__all__ = ["CONTROL_HOST", "PineconeVectorIndex", "is_timeout", "reason_of"]
 
 CONTROL_HOST: Final = "https://api.pinecone.io"
 DEADLINE: Final = timedelta(seconds=2)
@@ -107,7 +107,7 @@ class PineconeVectorIndex:
         self._attempt_seconds = deadline.total_seconds()
         address = _address(self._control_host if host is None else host)
         self._subject = f"Pinecone's index {index or ''} at {address}".replace("  ", " ")
-        self._failures = FailureTable("pinecone", self._subject, _rows(dimension), _reason)
+        self._failures = FailureTable("pinecone", self._subject, _rows(dimension), reason_of)
         self._guard = StoreGuard(self._failures, deadline, pool_size)
         self._opening: asyncio.Task[AsyncIndex] | None = None
         self._is_fit = False
@@ -171,6 +171,15 @@ class PineconeVectorIndex:
         index = await self._ready()
         for start in range(0, len(stored), MAX_DELETED):
             await self._guard.run(partial(_delete, index, stored[start : start + MAX_DELETED], namespace))
+
+    async def delete_namespace(self, namespace: str) -> None:
+        """Drop all vectors of a namespace; an unknown one is no error. The index keeps its dimension.
+
+        Raises:
+            StoreError: Pinecone does not answer, or refuses.
+        """
+        index = await self._ready()
+        await self._guard.run(partial(_delete, index, None, namespace))
 
     async def describe_namespace(self, namespace: str) -> VectorStats:
         """Return what the namespace holds; the dimension is the index's, and never None.
@@ -305,9 +314,10 @@ def _data_plane(api_key: str, host: str, attempt_seconds: float, pool_size: int)
     return index
 
 
-async def _delete(index: AsyncIndex, stored_ids: list[str], namespace: str) -> None:
+async def _delete(index: AsyncIndex, stored_ids: list[str] | None, namespace: str) -> None:
+    """Drop vectors, or all of a namespace when there are no ids."""
     try:
-        await index.delete(ids=stored_ids, namespace=namespace)
+        await index.delete(ids=stored_ids, delete_all=stored_ids is None, namespace=namespace)
     except NotFoundError as error:
         if "namespace" not in error.message.lower():
             raise
@@ -372,7 +382,8 @@ def _no_address() -> ConfigurationError:
     )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return the status of an answer that refuses, as ``http_401``, or the class of another error."""
     return f"http_{error.status_code}" if isinstance(error, ApiError) else type(error).__name__
 
 
@@ -386,7 +397,7 @@ def _rows(dimension: int) -> tuple[Failure, ...]:
         Failure(NotFoundError, f"was not found (pinecone_index). {create}"),
         Failure(RateLimitError, "has had too many requests and refuses more for now; try again", is_outage=True),
         Failure(ServiceError, "has a fault of its own and did not do it; try again", is_outage=True),
-        Failure(ApiError, f"did not answer in time. {reach}", _is_timeout, is_outage=True),
+        Failure(ApiError, f"did not answer in time. {reach}", is_timeout, is_outage=True),
         Failure(ApiError, "refused a request; please report it with details.reason"),
         Failure(PineconeTimeoutError, f"did not answer in time. {reach}", is_outage=True),
         Failure(PineconeConnectionError, f"can't be reached, or broke off. {reach}", is_outage=True),
@@ -402,5 +413,6 @@ def _is_use_after_close(error: Exception) -> bool:
     return "has been closed" in str(error)
 
 
-def _is_timeout(error: Exception) -> bool:
+def is_timeout(error: Exception) -> bool:
+    """Return whether Pinecone says that it had no time."""
     return isinstance(error, ApiError) and error.status_code == _TIMED_OUT

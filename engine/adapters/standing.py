@@ -66,4 +66,4 @@ def claimed(claim: StepRecord, stored: StepRecord | None) -> StepRecord | None:
     is_new = stored.token != claim.token
     usage = stored.usage + claim.usage if is_new else stored.usage
     events = [*stored.events, *claim.events] if is_new else stored.events
-    return claim.model_copy(update={"usage": usage, "events": events})
+    return claim.model_copy(update={"usage": usage, "events": events, "tool_calls": stored.tool_calls})

@@ -5,6 +5,7 @@ It opens nothing that it could leave behind: a development server is not started
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -39,6 +40,8 @@ _STORES = (
 )
 """Component, the setting that gives it a server, and its name here."""
 _DISPENSABLE = ("state", "vectors")
+_LLM_MODULES = ("pydantic_ai", "openai", "genai_prices", "mcp")
+"""What model agents and their MCP tools import; named by the extra `llm`."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def _checks(invocation: Invocation, *, fix: bool) -> Iterator[Check]:
     except ConfigurationError as error:
         yield Check("settings", "missing", error.message, "Correct them")
         return
+    yield _llm_packages()
     yield _config_file()
     yield _data_dir(settings.data_dir)
     if settings.has_temporal_address():
@@ -127,6 +131,20 @@ def _packages() -> Check:
             "Start by ./baton, which installs requirements.lock into .venv",
         )
     return Check("packages", "ok", f"all {len(names)} of pyproject.toml")
+
+
+def absent_llm_packages() -> list[str]:
+    """Return what model agents need and is not installed; nothing is imported for that."""
+    return [name for name in _LLM_MODULES if importlib.util.find_spec(name) is None]
+
+
+def _llm_packages() -> Check:
+    absent = absent_llm_packages()
+    if absent:
+        return Check(
+            "model agents", "ok", f"can't be called: {', '.join(absent)} not installed", "./baton install llm gets them"
+        )
+    return Check("model agents", "ok", "their packages are installed")
 
 
 def _config_file() -> Check:

@@ -20,12 +20,14 @@ _COMMANDS = {
     "worker": ("engine.cli.worker:worker", "Run a worker until SIGTERM or Ctrl-C."),
     "doctor": ("engine.cli.doctor:doctor", "Say what is missing here and how to get it."),
     "run": ("engine.cli.run:run", "Run a workflow from a file or by its id."),
+    "regress": ("engine.cli.regress:regress", "Run a definition on a recorded run's answers; print what differs."),
     "workflow": ("engine.cli.workflow:workflow", "Create, read, change and check workflows."),
     "execution": ("engine.cli.execution:execution", "Follow, list and cancel executions."),
     "repair": ("engine.cli.repair:repair", "Make records say what Temporal says."),
     "verify": ("engine.cli.repair:verify", "Compare executions with Temporal; print what differs."),
     "agent": ("engine.cli.agent:agent", "Register and read agents."),
     "handoff": ("engine.cli.handoff:handoff", "Create and read handoffs."),
+    "context": ("engine.cli.context:context", "Add, search and reindex what steps are reminded of."),
     "copy": ("engine.cli.copy:copy", "Carry everything from the embedded stores to configured ones, or back."),
 }
 
@@ -37,7 +39,7 @@ From the checkout there are two more:
 \b
 Exit codes:
   0  ok
-  1  the execution failed or was cancelled; verify: something differs
+  1  the execution failed or was cancelled; verify, regress: something differs
   2  invalid input, an unknown id or a missing file
   3  configuration, or something is not installed
   4  Temporal or a store can't be reached

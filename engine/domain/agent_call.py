@@ -6,13 +6,14 @@ posture, so that no agent adapter retries or decides anything itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Protocol
 
 from engine.domain.agent import PlanAgent
-from engine.domain.execution import Usage
+from engine.domain.execution import ExecutionWarning, ToolCall, Usage
 from engine.domain.json import JsonObject, JsonValue
 
 __all__ = [
@@ -53,6 +54,8 @@ class AgentFailure(Exception):  # noqa: N818 - the field's word; it is a result 
         message: for people; never holds a secret.
         retry_after: how long the provider asks to wait, when it says so.
         details: JSON data for programs, such as an HTTP status.
+        usage: what the failed attempt cost all the same.
+        tool_calls: the tools that it used.
     """
 
     def __init__(
@@ -61,12 +64,17 @@ class AgentFailure(Exception):  # noqa: N818 - the field's word; it is a result 
         message: str,
         retry_after: timedelta | None = None,
         details: JsonObject | None = None,
+        *,
+        usage: Usage | None = None,
+        tool_calls: Sequence[ToolCall] = (),
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retry_after = retry_after
         self.details: JsonObject = details or {}
+        self.usage = usage or Usage()
+        self.tool_calls = list(tool_calls)
 
 
 class AgentCall(Protocol):
@@ -99,7 +107,7 @@ class AgentCall(Protocol):
 
     @property
     def context(self) -> list[JsonValue]:
-        """Recalled context items; empty until recall is built."""
+        """What the step's ``context.recall`` found, best first: ``{text, score, source, created_at}``."""
         ...
 
     @property
@@ -123,6 +131,13 @@ class AgentInvocation:
     agent: PlanAgent
     input: JsonValue
     call: AgentCall
+    reply_keys: Sequence[str] = ()
+    """Top keys of the reply that the step's mappings, those of later steps and handoffs read; empty when they read
+    none or the whole."""
+    output_schema: JsonObject | None = None
+    """JSON Schema of the step; the activity checks the reply by it, and a model may be told."""
+    trace: bool = False
+    """Whether ``AgentReply.transcript`` is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +146,8 @@ class AgentReply:
 
     output: JsonValue
     usage: Usage = field(default_factory=lambda: Usage(requests=1))
+    tool_calls: Sequence[ToolCall] = ()
+    warnings: Sequence[ExecutionWarning] = ()
+    """Without ``step_id``, which the activity knows."""
+    transcript: JsonValue = None
+    """Prompts and replies as a list of messages, when ``AgentInvocation.trace`` asked for them."""

@@ -12,20 +12,32 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field
 
 from engine.domain.agent import AgentKind, kind_of
+from engine.domain.expressions import ExpressionError, compile_template
 from engine.domain.hashing import canonical_json
 from engine.domain.issues import Issue, IssueCode, IssueList, Location
 from engine.domain.json import JsonObject, JsonValue
 from engine.domain.json_schema import check_schema
 from engine.domain.structure import check_json, check_labels, check_name, check_structure, without_nulls
 
-__all__ = ["MAX_CONFIG_BYTES", "AgentForm", "check_config", "parse_agent_form"]
+__all__ = [
+    "INSTRUCTION_ROOTS",
+    "MAX_CONFIG_BYTES",
+    "AgentForm",
+    "LlmConfig",
+    "check_config",
+    "may_be_object",
+    "parse_agent_form",
+]
 
 MAX_CONFIG_BYTES: Final = 64 * 1024
+INSTRUCTION_ROOTS: Final = ("input", "context")
+"""What a model agent's instructions may read: the step's mapped input, and what was recalled for it."""
 
 _KIND_ADVICE: Final = (
     "give model (an llm agent), function (a python agent) or url (an http agent), or kind with one of llm, python, http"
 )
 _CHOOSING_KEYS: Final = ("model", "function", "url", "kind")
+_OTHER_TYPES: Final = ("array", "string", "number", "integer", "boolean", "null")
 _CREDENTIAL_HEADERS: Final = ("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie")
 
 
@@ -34,13 +46,21 @@ class LlmConfig(BaseModel):
 
     kind: Literal["llm"] = "llm"
     model: str = Field(min_length=1)
+    """The model's name, as its provider writes it."""
     instructions: str | None = None
+    """What the model is told before the step's input; may hold ``${input.key}`` and ``${context}``."""
     base_url: str | None = None
+    """Endpoint that speaks OpenAI's API, up to and with ``/v1``; without it the setting ``llm_base_url`` holds, and
+    without that OpenAI's own."""
     api_key: str | None = None
+    """``${secret.NAME}``; without it the secret ``OPENAI_API_KEY``."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of one answer."""
     max_turns: int | None = Field(default=None, ge=1, le=100)
+    """Most requests in one attempt, those after tools and for repairs included; 10 without it."""
     output_schema: JsonObject | None = None
+    """JSON Schema of an object that the answer must fit."""
 
 
 class PythonConfig(BaseModel):
@@ -136,12 +156,38 @@ def _check_values(config: JsonObject, issues: IssueList) -> None:
             ("api_key",),
             "A key does not belong into a definition; put it in a secret and write ${secret.NAME} here.",
         )
-    schema = config.get("output_schema")
-    if isinstance(schema, dict):
-        check_schema(schema, issues, ("output_schema",))
+    _check_output_schema(config.get("output_schema"), issues)
+    _check_instructions(config.get("instructions"), issues)
     headers = config.get("headers")
     for name, value in headers.items() if isinstance(headers, dict) else ():
         _check_header(name, value, issues)
+
+
+def may_be_object(schema: JsonObject) -> bool:
+    """Whether a schema's ``type`` lets the value be an object, which is all that a model agent answers with."""
+    named = schema.get("type", "object")
+    return "object" in named if isinstance(named, list) else named not in _OTHER_TYPES
+
+
+def _check_output_schema(schema: JsonValue, issues: IssueList) -> None:
+    if not isinstance(schema, dict):
+        return
+    check_schema(schema, issues, ("output_schema",))
+    if not may_be_object(schema):
+        issues.error(
+            IssueCode.INVALID_SCHEMA,
+            ("output_schema", "type"),
+            "A model agent answers with an object; write type: object, and put the value under a property.",
+        )
+
+
+def _check_instructions(instructions: JsonValue, issues: IssueList) -> None:
+    if not isinstance(instructions, str):
+        return
+    try:
+        compile_template(instructions, roots=INSTRUCTION_ROOTS)
+    except ExpressionError as error:
+        issues.error(IssueCode.INVALID_EXPRESSION, ("instructions",), str(error))
 
 
 def _check_address(address: JsonValue, issues: IssueList, location: Location) -> None:
@@ -157,6 +203,12 @@ def _check_address(address: JsonValue, issues: IssueList, location: Location) ->
             IssueCode.INVALID_VALUE,
             location,
             f"{location[-1]} must be an address that begins with http:// or https://.",
+        )
+    elif parts is not None and location == ("base_url",) and (parts.query or parts.fragment):
+        issues.error(
+            IssueCode.INVALID_VALUE,
+            location,
+            "base_url must be an address like https://host/v1; no ?query and no #fragment is sent.",
         )
     elif parts is not None and "@" in parts.netloc:
         issues.error(

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.domain.json import JsonObject, JsonValue
 
-__all__ = ["ContextFilter", "ContextItem", "ContextScope"]
+__all__ = ["ContextFilter", "ContextItem", "ContextMatch", "ContextScope", "NamespaceOwner"]
 
 ContextScope = Literal["execution", "workflow", "agent"]
-"""Who may recall it: the execution that it came from, every execution of the workflow, every call of the agent."""
+"""Where a search looks: in one execution, in all executions of a workflow, in all calls of an agent. An item is found
+in every scope whose id it carries: a step's output in all three, what a user added in those that were named."""
 
 
 class ContextItem(BaseModel):
@@ -26,7 +27,6 @@ class ContextItem(BaseModel):
     text: str
     text_hash: str
     """``sha256:<hex>`` of the text: tells whether what was indexed is what is stored."""
-    scope: ContextScope
     definition_id: str | None = None
     execution_id: str | None = None
     step_id: str | None = None
@@ -39,7 +39,24 @@ class ContextItem(BaseModel):
 class ContextFilter:
     """Which items; None does not filter."""
 
-    scope: ContextScope | None = None
     definition_id: str | None = None
     execution_id: str | None = None
     agent_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContextMatch:
+    """An item that a search found."""
+
+    item: ContextItem
+    score: float
+    """0 to 1, greater is better; comparable within one search only."""
+
+
+class NamespaceOwner(BaseModel):
+    """Which embedder made the vectors of a namespace."""
+
+    model_config = ConfigDict(frozen=True)
+
+    embedder: str
+    dimension: int

@@ -11,10 +11,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.domain.context import ContextScope
 from engine.domain.json import JsonObject, JsonValue
 
 __all__ = [
     "FORMAT_VERSION",
+    "ContextSpec",
     "DefinitionStatus",
     "DefinitionVersion",
     "Fallback",
@@ -55,6 +57,16 @@ class Fallback(_Spec):
     agent_id: str
 
 
+class ContextSpec(_Spec):
+    """What a step is reminded of before its agent is called."""
+
+    recall: str = Field(min_length=1)
+    """The text to find neighbours of, with ``${...}``."""
+    top_k: int = Field(default=5, ge=1, le=100)
+    """Most items."""
+    scope: ContextScope = "workflow"
+
+
 class StepDefaults(_Spec):
     """Values for every step that does not set its own."""
 
@@ -81,6 +93,10 @@ class Step(_Spec):
     """Seconds for all attempts with the waits between; default: no limit."""
     retry_policy: RetryPolicySpec | None = None
     fallback: Fallback | None = None
+    output_schema: JsonObject | None = None
+    """JSON Schema that the agent's reply must satisfy; otherwise the attempt fails with ``invalid_output``."""
+    context: ContextSpec | None = None
+    """What is recalled for the step, readable as ``${context}`` in its ``input_mapping``."""
 
 
 class WorkflowDefinition(_Spec):

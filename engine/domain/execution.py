@@ -18,6 +18,7 @@ from engine.domain.json import JsonObject, JsonValue
 __all__ = [
     "ArtifactRef",
     "Cancellation",
+    "ContextSource",
     "ErrorPayload",
     "Event",
     "ExecutionOptions",
@@ -29,6 +30,7 @@ __all__ = [
     "LiveStep",
     "StepRecord",
     "StepStatus",
+    "ToolCall",
     "Usage",
     "Value",
     "micros",
@@ -192,6 +194,27 @@ class ExecutionOptions(_Record):
     tags: list[str] = Field(default_factory=list[str])
 
 
+class ToolCall(_Record):
+    """One use of a tool by an agent, as its step's record keeps it."""
+
+    name: str
+    arguments: JsonValue = None
+    """What the model gave; a text cut to 2,000 characters when it is larger."""
+    duration: timedelta = timedelta(0)
+    error: str | None = None
+    """What went back to the model in place of a result."""
+
+
+class ContextSource(_Record):
+    """A context item that a step was given, and where it came from."""
+
+    item_id: str
+    score: float
+    execution_id: str | None = None
+    step_id: str | None = None
+    agent_id: str | None = None
+
+
 class StepRecord(_Record):
     """What is known of one logical call, addressed by (execution, run, step, item, n)."""
 
@@ -220,6 +243,12 @@ class StepRecord(_Record):
     usage: Usage = Field(default_factory=Usage)
     events: list[Event] = Field(default_factory=list[Event])
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
+    tool_calls: list[ToolCall] = Field(default_factory=list[ToolCall])
+    """Of all attempts of this logical call, in order."""
+    context: list[ContextSource] = Field(default_factory=list[ContextSource])
+    """What was recalled for it."""
+    transcript: Value | None = None
+    """Prompts and replies as a list of messages; kept only when the execution asked for a trace."""
 
 
 class ExecutionRecord(_Record):

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.domain.agent import PlanAgent
+from engine.domain.context import ContextScope
 from engine.domain.execution import (
     ArtifactRef,
     Cancellation,
@@ -21,6 +22,7 @@ from engine.domain.execution import (
     ExecutionStatus,
     ExecutionWarning,
     StepRecord,
+    ToolCall,
     Usage,
     Value,
 )
@@ -48,6 +50,7 @@ __all__ = [
     "LoadPlanInput",
     "LoadPlanResult",
     "OperandRef",
+    "RecallInput",
     "RecordDecisionsInput",
     "RequestCancelInput",
     "SettledStep",
@@ -164,6 +167,14 @@ class CallInput(_Message):
     """Path text to where its value is. A path that is not there takes its default or is null."""
 
 
+class RecallInput(_Message):
+    """What to recall before the agent is called."""
+
+    query: CallInput
+    top_k: int
+    scope: ContextScope
+
+
 class ClosingCall(_Message):
     """If this call succeeds, the execution completes with its output: step and end are recorded at once."""
 
@@ -207,6 +218,11 @@ class AgentCallInput(_Message):
     decided: list[StepRecord] = Field(default_factory=list[StepRecord])
     """Decisions of the workflow that no activity has recorded yet."""
     closing: ClosingCall | None = None
+    output_schema: JsonObject | None = None
+    reply_keys: list[str] = Field(default_factory=list[str])
+    recall: RecallInput | None = None
+    remember_now: bool = False
+    """Whether a later step may want to be reminded of this one's output: then it is stored before this one ends."""
 
 
 class StepOutcome(_Message):
@@ -236,6 +252,8 @@ class FailureDetails(_Message):
     """``input``: it could not be resolved. ``store``: the agent answered, and its output could not be kept.
     ``unasked``: a store kept the agent from being called at all. Only the first is the agent's fault."""
     details: JsonObject = Field(default_factory=dict[str, JsonValue])
+    tool_calls: list[ToolCall] = Field(default_factory=list[ToolCall])
+    """As many of the latest as fit into 16 KiB."""
 
 
 class RecordDecisionsInput(_Message):

@@ -29,15 +29,19 @@ if TYPE_CHECKING:
     from engine.domain.json import JsonValue
 
 __all__ = [
+    "CONTEXT_ROOT",
     "Located",
     "OperandScope",
     "Unavailable",
     "ValueSource",
     "call_input",
+    "call_input_with_context",
     "declare",
     "locate_operands",
 ]
 
+CONTEXT_ROOT: Final = "context"
+"""Root of what was recalled, which only the activity knows."""
 _MAX_INLINE_OPERANDS_BYTES: Final = 32 * 1024
 _MAX_DECLARED_TOTAL_BYTES: Final = 64 * 1024
 
@@ -118,6 +122,14 @@ def call_input(template: Template, mapping: JsonValue, source: ValueSource) -> C
         return CallInput(inline=template.resolve(OperandScope(source), max_bytes=MAX_CALL_INPUT_BYTES))
     except (Unavailable, ResolvedTooLargeError):
         return CallInput(mapping=mapping, operands=locate_operands(template.paths, source))
+
+
+def call_input_with_context(template: Template, mapping: JsonValue, source: ValueSource) -> CallInput:
+    """Like ``call_input`` for a step with a recall: what reads ``${context}`` is left to the activity."""
+    own = tuple(path for path in template.paths if path.root != CONTEXT_ROOT)
+    if len(own) == len(template.paths):
+        return call_input(template, mapping, source)
+    return CallInput(mapping=mapping, operands=locate_operands(own, source))
 
 
 def locate_operands(paths: tuple[Path, ...], source: ValueSource) -> dict[str, OperandRef]:

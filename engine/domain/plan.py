@@ -13,9 +13,11 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.domain.agent import Agent, PlanAgent
+from engine.domain.conditions import parse_trigger
+from engine.domain.context import ContextScope
 from engine.domain.definition import DefinitionVersion, RetryPolicySpec, Step, WorkflowDefinition
 from engine.domain.execution import ExecutionWarning
-from engine.domain.expressions import Path, Template, compile_template, render_path
+from engine.domain.expressions import Path, Template, compile_template, parse_path, render_path
 from engine.domain.handoff import Handoff
 from engine.domain.hashing import content_hash
 from engine.domain.json import JsonObject, JsonValue
@@ -56,6 +58,15 @@ class RetryPolicy(_Frozen):
     """Failure reasons that end the call at once, beside those that always do."""
 
 
+class PlanRecall(_Frozen):
+    """What a step is reminded of."""
+
+    recall: str
+    """Template of the text to find neighbours of."""
+    top_k: int
+    scope: ContextScope
+
+
 class PlanStep(_Frozen):
     """A step with nothing left to look up."""
 
@@ -70,6 +81,11 @@ class PlanStep(_Frozen):
     timeout: timedelta
     total_timeout: timedelta | None
     retry: RetryPolicy
+    output_schema: JsonObject | None = None
+    """JSON Schema of the agent's reply."""
+    recall: PlanRecall | None = None
+    reply_keys: list[str] = Field(default_factory=list[str])
+    """Top keys of the reply that mappings and handoffs read, for model agents without a schema."""
     declared: list[str]
     """Paths (``output.plan.title``) below the step's output that mappings read: a large output stays a reference."""
 
@@ -92,6 +108,11 @@ class ExecutionPlan(_Frozen):
     agents: dict[str, PlanAgent]
     handoffs: list[Handoff] = Field(default_factory=list[Handoff])
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
+
+    @property
+    def recalls(self) -> bool:
+        """Whether any step is reminded of anything, so that every step's text must be findable at once."""
+        return any(step.recall is not None for step in self.steps)
 
     def hash(self) -> str:
         """The content hash by which the plan is stored and referred to."""
@@ -167,6 +188,7 @@ def compile_plan(
             _collect_reads(template, reads, input_reads)
     _collect_reads(compile_template(output), reads, input_reads)
 
+    asked = {step.id: _reply_keys(step, list(reads[step.id]), agents, handoffs) for step in definition.steps}
     return ExecutionPlan(
         definition_id=stored.definition_id,
         version=stored.version,
@@ -181,6 +203,7 @@ def compile_plan(
                 mappings[step.id],
                 dependencies[step.id],
                 list(reads[step.id]),
+                asked[step.id],
                 default_max_retries,
             )
             for step in definition.steps
@@ -194,7 +217,8 @@ def compile_plan(
 
 
 def _templates(step: Step) -> list[Template]:
-    mappings = (step.input_mapping, step.output_mapping)
+    recall: JsonObject | None = None if step.context is None else {"recall": step.context.recall}
+    mappings = (step.input_mapping, step.output_mapping, recall)
     return [compile_template(mapping) for mapping in mappings if mapping is not None]
 
 
@@ -217,6 +241,7 @@ def _plan_step(
     input_mapping: JsonObject,
     depends_on: list[str],
     declared: list[str],
+    reply_keys: list[str],
     default_max_retries: int,
 ) -> PlanStep:
     defaults = definition.defaults
@@ -232,8 +257,35 @@ def _plan_step(
         timeout=timedelta(seconds=timeout) if timeout else DEFAULT_STEP_TIMEOUT,
         total_timeout=timedelta(seconds=total) if total else None,
         retry=_retry_policy(step.retry_policy, defaults and defaults.retry_policy, default_max_retries),
+        output_schema=step.output_schema,
+        recall=PlanRecall(**step.context.model_dump()) if step.context else None,
+        reply_keys=reply_keys,
         declared=declared,
     )
+
+
+def _reply_keys(step: Step, declared: list[str], agents: dict[str, Agent], handoffs: list[Handoff]) -> list[str]:
+    """What a model is asked for when it has no schema: the keys of its reply that somebody reads."""
+    called = [step.agent_id, *([step.fallback.agent_id] if step.fallback else [])]
+    if not any(agents[agent_id].kind == "llm" for agent_id in called):
+        return []
+    mapping = step.output_mapping
+    paths = [parse_path(text) for text in declared] if mapping is None else compile_template(mapping).paths
+    keys = [path.segments[0] for path in paths if path.root == "output" and path.segments]
+    mapped = mapping or {}
+    for handoff in handoffs:
+        if handoff.source_agent_id in called:
+            keys += [key for key in _keys_of_handoff(handoff) if key not in mapped]
+    return list(dict.fromkeys(key for key in keys if isinstance(key, str)))
+
+
+def _keys_of_handoff(handoff: Handoff) -> list[str | int]:
+    trigger = parse_trigger(handoff.trigger_conditions)
+    paths = [path for condition in trigger.conditions for path in condition.paths]
+    return [
+        *handoff.data_mapping,
+        *(path.segments[0] for path in paths if path.root == "source_output" and path.segments),
+    ]
 
 
 def _retry_policy(own: RetryPolicySpec | None, common: RetryPolicySpec | None, default_max_retries: int) -> RetryPolicy:

@@ -85,6 +85,8 @@ class PlanValues:
             templates.append(compile_template(step.input_mapping))
             if step.output_mapping is not None:
                 templates.append(compile_template(step.output_mapping))
+            if step.recall is not None:
+                templates.append(compile_template(step.recall.recall))
         return {
             str(path.segments[0])
             for template in templates

@@ -20,6 +20,7 @@ from engine.domain.execution import (
     ExecutionWarning,
     StepRecord,
     StepStatus,
+    ToolCall,
     Usage,
     Value,
     micros,
@@ -33,10 +34,11 @@ from engine.domain.messages import (
     CallInput,
     CarriedState,
     ClosingCall,
+    RecallInput,
     SettledStep,
     StepOutcome,
 )
-from engine.domain.operands import call_input, locate_operands, missing_path
+from engine.domain.operands import call_input, call_input_with_context, locate_operands, missing_path
 from engine.domain.plan import output_of
 from engine.domain.plan_values import PlanValues, StepState
 from engine.errors import ErrorCode
@@ -100,6 +102,7 @@ class CallFailure:
     attempts: int
     usage: Usage = field(default_factory=Usage)
     details: JsonObject = field(default_factory=dict[str, JsonValue])
+    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,7 @@ class ExecutionProgress:
         self._plan_steps = {step.id: step for step in plan.steps}
         self._order = {step.id: index for index, step in enumerate(plan.steps)}
         self._dependants: dict[str, list[str]] = {step.id: [] for step in plan.steps}
+        self._recalls = plan.recalls
         self._templates: dict[str, tuple[Template, Template | None]] = {}
         self._ready: list[int] = []
         self._running: dict[str, str] = {}
@@ -333,7 +337,8 @@ class ExecutionProgress:
         address = call_address(step.id, None, state.n)
         input_template, output_template = self._templates_of(step)
         try:
-            resolved = call_input(input_template, step.input_mapping, self.values)
+            resolved = call_input_with_context(input_template, step.input_mapping, self.values)
+            recall = self._recall(step)
             foreign = () if output_template is None else output_template.paths
             operands = locate_operands(tuple(path for path in foreign if path.root != "output"), self.values)
         except MissingPathError as error:
@@ -362,6 +367,13 @@ class ExecutionProgress:
             trace=self.facts.trace,
             tags=self.facts.tags,
         )
+        thinking = {
+            "output_schema": step.output_schema,
+            "reply_keys": step.reply_keys,
+            "recall": recall,
+            "remember_now": self._recalls,
+        }
+        call = call.model_copy(update={name: value for name, value in thinking.items() if value})
         return self._schedule(step, state, call, step.retry.maximum_attempts)
 
     def _schedule(self, step: PlanStep, state: StepState, call: AgentCallInput, maximum_attempts: int) -> InvokeAgent:
@@ -392,6 +404,16 @@ class ExecutionProgress:
             step_ids=[step.id for step in self.plan.steps],
             usage=self.usage,
             warnings=self.warnings,
+        )
+
+    def _recall(self, step: PlanStep) -> RecallInput | None:
+        if step.recall is None:
+            return None
+        query = step.recall.recall
+        return RecallInput(
+            query=call_input(compile_template(query), query, self.values),
+            top_k=step.recall.top_k,
+            scope=step.recall.scope,
         )
 
     def _templates_of(self, step: PlanStep) -> tuple[Template, Template | None]:
@@ -456,6 +478,7 @@ class ExecutionProgress:
                 started_at=state.started_at,
                 completed_at=now,
                 usage=failure.usage,
+                tool_calls=failure.tool_calls,
                 events=[
                     Event.at_instant(
                         event_type,

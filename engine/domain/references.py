@@ -65,6 +65,7 @@ class _References:
             step_id = step.get("id")
             if isinstance(step_id, str):
                 self._by_id.setdefault(step_id, step)
+        self._recalling = {str(step.get("id")) for _, step in self._steps if isinstance(step.get("context"), dict)}
         self._edges: dict[str, dict[str, Location]] = {step_id: {} for step_id in self._by_id}
         """Step to what it waits for, with the place that says so first."""
 
@@ -77,6 +78,7 @@ class _References:
             self._check_dependencies(step.get("depends_on"), step_id, owner, (*place, "depends_on"))
             for key, roots in (("input_mapping", INPUT_ROOTS), ("output_mapping", OUTPUT_ROOTS)):
                 self._check_mapping(step.get(key), roots, step_id, owner, (*place, key))
+            self._check_recall(step.get("context"), step_id, owner, (*place, "context"))
         self._check_mapping(self._document.get("output_mapping"), RESULT_ROOTS, None, None, ("output_mapping",))
         self._check_cycles()
 
@@ -118,6 +120,10 @@ class _References:
                     edges.setdefault(str(path.segments[0]), place)
             edges.pop(owner, None)
 
+    def _check_recall(self, context: JsonValue, step_id: JsonValue, owner: str | None, place: Location) -> None:
+        if isinstance(context, dict) and isinstance(context.get("recall"), str):
+            self._check_mapping({"recall": context["recall"]}, RESULT_ROOTS, step_id, owner, place)
+
     def _check_strings(
         self, mapping: JsonObject, roots: Collection[str], step_id: JsonValue, place: Location
     ) -> tuple[tuple[Path, ...], bool]:
@@ -148,9 +154,10 @@ class _References:
         first = path.segments[0] if path.segments else None
         if path.root == "steps":
             return self._step_fault(path, step_id)
-        if path.root == "context":
+        if path.root == "context" and str(step_id) not in self._recalling:
             return _Fault(
-                IssueCode.UNSUPPORTED, "${context} is not supported yet: nothing is recalled; take the reference out."
+                IssueCode.INVALID_EXPRESSION,
+                "Nothing is recalled for this step; give it context: {recall: ...}, or take the reference out.",
             )
         if path.root == "execution" and first is not None and first not in EXECUTION_FIELDS:
             return _Fault(

@@ -64,8 +64,6 @@ _UNSUPPORTED: Final = frozenset(
                 "foreach",
                 "repeat_until",
                 "compensate",
-                "output_schema",
-                "context",
                 "approval",
                 "wait",
                 "transform",
@@ -284,6 +282,9 @@ def _check_steps(steps: list[JsonValue], defaults: JsonObject, issues: IssueList
         _check_agent_id(step.get("agent_id"), issues, (*place, "agent_id"))
         _check_agent_id(_object(step.get("fallback")).get("agent_id"), issues, (*place, "fallback", "agent_id"))
         _check_reasons(step.get("retry_policy"), issues, (*place, "retry_policy"))
+        schema = step.get("output_schema")
+        if isinstance(schema, dict):
+            check_schema(schema, issues, (*place, "output_schema"))
         if "timeout" in step or "total_timeout" in step:
             _check_timeouts(step, defaults, issues, place)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from engine.domain.context import ContextFilter, ContextItem
+    from engine.domain.context import ContextFilter, ContextItem, NamespaceOwner
     from engine.domain.page import Page, Position
 
 
@@ -37,4 +37,12 @@ class ContextStore(Protocol):
 
     async def mark_unindexed(self, query: ContextFilter) -> int:
         """Let everything that matches wait for indexing again (the index was lost); return how many items."""
+        ...
+
+    async def get_namespace_owner(self, namespace: str) -> NamespaceOwner | None:
+        """Return which embedder a namespace of the vector index belongs to; None when nobody has said so yet."""
+        ...
+
+    async def put_namespace_owner(self, namespace: str, owner: NamespaceOwner) -> None:
+        """Remember which embedder a namespace belongs to from now on."""
         ...

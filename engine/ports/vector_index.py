@@ -62,3 +62,7 @@ class VectorIndex(Protocol):
     async def describe_namespace(self, namespace: str) -> VectorStats:
         """Return what the namespace holds; an unknown one holds nothing."""
         ...
+
+    async def delete_namespace(self, namespace: str) -> None:
+        """Drop all vectors of a namespace, which then takes any dimension that the index can have."""
+        ...

@@ -35,11 +35,15 @@ class AgentService:
     Args:
         agents: where they live.
         clock: the present, aware UTC.
+        why_unknown: why a tool's name can't be resolved, as far as that is known before a call; else None.
     """
 
-    def __init__(self, agents: AgentStore, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, agents: AgentStore, clock: Callable[[], datetime], why_unknown: Callable[[str], str | None]
+    ) -> None:
         self._agents = agents
         self._clock = clock
+        self._why_unknown = why_unknown
 
     async def register_agent(
         self,
@@ -151,18 +155,15 @@ class AgentService:
             content_hash=content_hash(form.model_dump(mode="json")),
             warnings=[
                 *(AgentWarning(code=issue.code, message=f"{issue.path}: {issue.message}") for issue in issues),
-                *(_unknown_tool(tool) for tool in form.tools),
+                *(_unknown_tool(tool, why) for tool in form.tools if (why := self._why_unknown(tool)) is not None),
             ],
             created_at=before.created_at if before else now,
             updated_at=now,
         )
 
 
-def _unknown_tool(tool: str) -> AgentWarning:
-    return AgentWarning(
-        code="unknown_tool",
-        message=f"The tool {tool} can't be resolved (this version resolves no tools yet); calls go without it.",
-    )
+def _unknown_tool(tool: str, why: str) -> AgentWarning:
+    return AgentWarning(code="unknown_tool", message=f"The tool {tool} can't be resolved ({why}); calls go without it.")
 
 
 def _derived_id(name: str) -> str:

@@ -89,7 +89,7 @@ class ExecutionService:
         """Accept an execution and start its run.
 
         Raises:
-            DefinitionNotFoundError, AgentNotFoundError, UnsupportedError, InvalidInputError: nothing was written.
+            DefinitionNotFoundError, AgentNotFoundError, InvalidInputError: nothing was written.
             ConflictError: the idempotency key was used with other input.
             RuntimeUnavailableError: Temporal does not answer. The record may be there; repeating the call with the
                 same key is safe.

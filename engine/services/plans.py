@@ -29,7 +29,6 @@ from engine.errors import (
     InvalidInputError,
     LimitExceededError,
     StoreError,
-    UnsupportedError,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +94,6 @@ class PlanService:
         Raises:
             DefinitionNotFoundError: no such workflow or version, or a deleted one.
             AgentNotFoundError: a step names an agent that is not registered or not active.
-            UnsupportedError: an agent is of a kind that can't be executed.
         """
         stored, agents, handoffs = await self._current_parts(definition_id, version)
         key = (
@@ -227,12 +225,6 @@ def _usable_agents(stored: DefinitionVersion, agents: dict[str, Agent]) -> dict[
         agent = agents.get(agent_id)
         if agent is None or agent.status != "active":
             raise AgentNotFoundError(agent_id, {"workflow_id": stored.definition_id})
-        if agent.kind == "llm":
-            raise UnsupportedError(
-                f"Agent {agent_id} is a model agent (kind llm), which can be registered but not executed yet; "
-                "register a python or http agent under this id",
-                {"agent_id": agent_id, "kind": agent.kind},
-            )
     return {agent_id: agents[agent_id] for agent_id in wanted}
 
 

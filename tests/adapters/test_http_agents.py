@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -19,7 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from engine import masking
 from engine.adapters.agents.http_agents import HttpAgentInvoker
+from engine.adapters.secrets import ConfiguredSecrets
 from engine.domain.agent import PlanAgent
 from engine.domain.agent_call import AgentFailure, AgentInvocation, FailureReason
 from engine.domain.execution import Usage
@@ -88,6 +91,13 @@ class Handler(BaseHTTPRequestHandler):
             self.server.broken_off.set()
 
     def log_message(self, *args): ...
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch):
+    """What is remembered here would be masked in all later tests."""
+    monkeypatch.setattr(masking, "_secrets", OrderedDict())
+    monkeypatch.setattr(masking, "_masks", None)
 
 
 @pytest.fixture
@@ -165,7 +175,9 @@ class TestWhatIsSent:
             ({"headers": {"X-A": 1}}, "X-A"),
             ({"headers": {"X A": "1"}}, "X A"),
             ({"headers": {"": "1"}}, "headers"),
-            ({"headers": {"Authorization": "Bearer ${secret.KEY}"}}, "secrets"),
+            ({"headers": {"Authorization": "Bearer ${secret.KEY}"}}, "Authorization"),
+            ({"headers": {"X-A": "${input.key}"}}, "X-A"),
+            ({"headers": {"X-A": "$${secret.KEY} ${KEY}"}}, "X-A"),
             ({"url": None}, "url"),
             ({"url": ""}, "url"),
             ({"url": 7}, "url"),
@@ -218,6 +230,89 @@ class TestWhatIsSent:
         for _ in range(3):
             await invoker.invoke_agent(invocation(server.url()))
         assert len(set(ports)) == 1
+
+
+class TestSecretsInHeaders:
+    @pytest.fixture
+    def environ(self):
+        return {}
+
+    @pytest.fixture
+    async def filling(self, server, environ):
+        hosts = [f"127.0.0.1:{server.port}"]
+        secrets = ConfiguredSecrets(environ, None, [f"BOUND=127.0.0.1:{server.port}", "ELSEWHERE=other.test"])
+        invoker = HttpAgentInvoker(hosts, secrets=secrets, max_response_bytes=LIMIT)
+        yield invoker
+        await invoker.aclose()
+
+    async def test_they_are_filled_in_at_each_call(self, server, filling, environ):
+        headers = {"Authorization": "Bearer ${secret.KEY}", "X-Both": "${secret.KEY}:${secret.BOUND}", "X-Plain": "$5"}
+        environ |= {"BATON_SECRET_KEY": "first-value", "BATON_SECRET_BOUND": "bound-value${secret.KEY}"}
+        await filling.invoke_agent(invocation(server.url(), headers=headers))
+        environ["BATON_SECRET_KEY"] = "second-value"
+        await filling.invoke_agent(invocation(server.url(), headers=headers))
+        sent = [[request[2].get_all(name) for name in headers] for request in server.requests]
+        assert sent == [
+            [["Bearer first-value"], ["first-value:bound-value${secret.KEY}"], ["$5"]],
+            [["Bearer second-value"], ["second-value:bound-value${secret.KEY}"], ["$5"]],
+        ]
+
+    async def test_white_space_at_the_ends_is_not_sent(self, server, filling, environ):
+        environ["BATON_SECRET_KEY"] = " with-a-space \t"
+        await filling.invoke_agent(invocation(server.url(), headers={"X-Key": "${secret.KEY}", "X-A": " b "}))
+        assert [server.requests[0][2][name] for name in ("X-Key", "X-A")] == ["with-a-space", "b"]
+
+    @pytest.mark.parametrize(
+        "value", ["line\nbreak", "line\rbreak\nX-B: 1", "not-ascii-é", "bell\x07bell", "del\x7fdel"]
+    )
+    async def test_a_value_that_no_header_can_carry_is_refused_by_name(self, server, filling, environ, value):
+        environ["BATON_SECRET_KEY"] = value
+        failure = await failure_of(filling, invocation(server.url(), headers={"X-Api": "k ${secret.KEY}"}))
+        assert failure.reason is FailureReason.INVALID_REQUEST
+        assert "X-Api" in failure.message
+        assert "KEY" in failure.message
+        assert value not in failure.message
+        assert server.requests == []
+
+    @pytest.mark.parametrize(
+        ("headers", "told"),
+        [
+            ({"X-A": "${secret.UNSET}"}, "BATON_SECRET_UNSET"),
+            ({"X-A": "${secret.ELSEWHERE}"}, "secret_hosts"),
+            ({"X-A": "${secret.HOME/../PATH}"}, "not of the form"),
+            ({"X-A": "${secret.KEY"}, "not of the form"),
+            ({"X-A": "${secret.KEY} ${input.a}"}, "X-A"),
+        ],
+    )
+    async def test_what_can_t_be_filled_in_is_refused(self, server, filling, environ, headers, told):
+        environ |= {"BATON_SECRET_KEY": "some-value", "BATON_SECRET_ELSEWHERE": "other-value"}
+        failure = await failure_of(filling, invocation(server.url(), headers=headers))
+        assert failure.reason is FailureReason.INVALID_REQUEST
+        assert told in failure.message
+        assert "value" not in failure.message.replace("values", "")
+        assert server.requests == []
+
+    async def test_a_secret_that_an_error_body_repeats_is_masked_also_where_the_quote_is_cut(
+        self, server, filling, environ
+    ):
+        environ["BATON_SECRET_KEY"] = secret = "sk-" + "0123456789abcdef" * 2
+        for before in ("", "x" * 190, "x" * 790):
+            body = f"{before}Bearer {secret}".encode()
+            server.script = lambda handler, body=body: handler.answer(401, body, Content_Type="text/plain")
+            failure = await failure_of(filling, invocation(server.url(), headers={"Authorization": "${secret.KEY}"}))
+            assert failure.reason is FailureReason.UNAUTHORIZED
+            assert "sk-0" not in failure.message
+        body = (f"{secret}-" * 30).encode()
+        server.script = lambda handler: handler.answer(401, body, Content_Type="text/plain")
+        failure = await failure_of(filling, invocation(server.url(), headers={"Authorization": "${secret.KEY}"}))
+        assert set(failure.message.partition("401: ")[2]) == {"*", "-"}
+
+    async def test_a_redirect_takes_no_secret_along(self, server, filling, environ):
+        environ["BATON_SECRET_KEY"] = "some-value"
+        server.script = lambda handler: handler.answer(307, b"", Location=server.url("/other"))
+        failure = await failure_of(filling, invocation(server.url(), headers={"X-A": "${secret.KEY}"}))
+        assert failure.reason is FailureReason.INVALID_REQUEST
+        assert [request[1] for request in server.requests] == ["/call"]
 
 
 class TestStatuses:
@@ -382,6 +477,34 @@ class TestAnswers:
         failure = await failure_of(invoker, invocation(server.url()))
         assert failure.reason is FailureReason.UNAVAILABLE
         assert "127.0.0.1" in failure.message
+
+    @pytest.mark.parametrize("line", [b"X-Filler: " + b"x" * 1000 + b"\r\n", b"x" * 1000])
+    async def test_headers_without_end_are_cut(self, server, invoker, line):
+        def flood(handler):
+            try:
+                handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+                while not server.released.is_set():
+                    handler.wfile.write(line)
+            except OSError:
+                server.broken_off.set()
+
+        server.script = flood
+        failure = await failure_of(invoker, invocation(server.url()))
+        assert failure.reason is FailureReason.UNAVAILABLE
+        assert await asyncio.to_thread(server.broken_off.wait, 10)
+
+    async def test_interim_answers_without_end_are_ended_by_the_deadline(self, server, invoker):
+        def delay(handler):
+            try:
+                while not server.released.wait(0.01):
+                    handler.wfile.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+            except OSError:
+                server.broken_off.set()
+
+        server.script = delay
+        failure = await failure_of(invoker, invocation(server.url(), seconds=0.5))
+        assert failure.reason is FailureReason.TIMEOUT
+        assert await asyncio.to_thread(server.broken_off.wait, 10)
 
     async def test_a_closed_port_is_unavailable(self):
         with socket.create_server(("127.0.0.1", 0)) as closed:

@@ -39,6 +39,7 @@ CALLS: dict[str, Callable[[PineconeVectorIndex], Awaitable[object]]] = {
     "upsert": lambda index: index.upsert_vectors("space", [item("a")]),
     "query": lambda index: index.query_vectors("space", values(1), top_k=3),
     "delete": lambda index: index.delete_vectors("space", ["a"]),
+    "delete all": lambda index: index.delete_namespace("space"),
     "describe": lambda index: index.describe_namespace("space"),
     "health": lambda index: index.check_health(),
 }

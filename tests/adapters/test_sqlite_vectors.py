@@ -141,6 +141,24 @@ async def test_an_emptied_namespace_takes_another_dimension(index: SqliteVectorI
         await index.query_vectors("space", [1.0, 0.0], top_k=1)
 
 
+async def test_a_dropped_namespace_takes_another_dimension_everywhere(
+    index: SqliteVectorIndex, database: SqliteDatabase
+) -> None:
+    other = SqliteVectorIndex(database)
+    await index.upsert_vectors("space", [VectorItem(f"old-{name}", values) for name, values in AXES.items()])
+    assert len(await ids_of(other, AXES["x"])) == 3
+    await index.delete_namespace("space")
+    assert await index.describe_namespace("space") == VectorStats(None, 0)
+    await index.upsert_vectors("space", [VectorItem("new", [0.0, 1.0])])
+    for one in (index, other):
+        assert await ids_of(one, [0.0, 1.0]) == ["new"]
+        with pytest.raises(InvalidInputError, match="embedder"):
+            await one.query_vectors("space", AXES["x"], top_k=1)
+    await index.delete_namespace("space")
+    await index.upsert_vectors("space", [VectorItem("anew", AXES["z"])])
+    assert await ids_of(other, AXES["z"]) == ["anew"]
+
+
 async def test_not_more_namespaces_are_held_than_said(index: SqliteVectorIndex) -> None:
     for number in range(MAX_NAMESPACES + 5):
         await index.upsert_vectors(f"space-{number}", [VectorItem(f"item-{number}", AXES["x"])])

@@ -171,6 +171,8 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
         "worker",
         "doctor",
         "run",
+        "regress",
+        *(f"context {verb}" for verb in ("add", "search", "reindex")),
         *(f"workflow {verb}" for verb in ("create", "get", "list", "update", "delete", "validate")),
         *(f"execution {verb}" for verb in ("status", "result", "list", "cancel", "watch")),
         *(f"agent {verb}" for verb in ("register", "get", "list")),

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from source_tree import CHECKOUT, PACKAGES, imports, sources
 
-DRIVERS = ("neo4j", "pymongo", "motor", "redis", "pinecone", "sqlite3", "httpx2")
+DRIVERS = ("neo4j", "pymongo", "motor", "redis", "pinecone", "sqlite3", "httpx2", "mcp", "mcp_types")
 HEAVY = (*DRIVERS, "temporalio", "pydantic", "opentelemetry", "click", "rich", "yaml", "zstandard", "jsonschema")
 ADAPTERS_OF = {
     "neo4j": "engine/adapters/neo4j",
@@ -19,6 +19,8 @@ ADAPTERS_OF = {
     "pinecone": "engine/adapters/pinecone",
     "sqlite3": "engine/adapters/sqlite",
     "httpx2": "engine/adapters/agents",
+    "mcp": "engine/adapters/agents/tools",
+    "mcp_types": "engine/adapters/agents/tools",
     "temporalio": "engine/adapters/temporal",
     "msgpack": "engine/adapters/",
     "zstandard": "engine/adapters/",

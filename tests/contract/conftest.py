@@ -21,7 +21,9 @@ from engine.adapters.neo4j.agent_store import Neo4jAgentStore
 from engine.adapters.neo4j.database import Neo4jDatabase, rows_of
 from engine.adapters.neo4j.definition_store import Neo4jDefinitionStore
 from engine.adapters.neo4j.handoff_store import Neo4jHandoffStore
+from engine.adapters.openai_embedder import OpenAIEmbedder
 from engine.adapters.pinecone import PineconeVectorIndex
+from engine.adapters.pinecone_embedder import PineconeEmbedder
 from engine.adapters.redis.connection import RedisDatabase
 from engine.adapters.redis.shared_cache import RedisSharedCache
 from engine.adapters.redis.state_store import RedisStateStore
@@ -36,6 +38,8 @@ from engine.adapters.sqlite.handoff_store import SqliteHandoffStore
 from engine.adapters.sqlite.schema import LIVE_STATE, VECTORS
 from engine.adapters.sqlite.state_store import SqliteStateStore
 from engine.adapters.sqlite.vector_index import SqliteVectorIndex
+from engine.testing.model_answers import ModelAnswer
+from engine.testing.model_stub import ModelStub
 from tests.servers import pinecone
 from tests.servers.mongodb import scratch_database
 
@@ -151,6 +155,29 @@ async def hashing_embedder(folder: Path, server: RunningServer | None) -> AsyncG
     yield HashingEmbedder()
 
 
+async def _hashed(body: dict[str, Any]) -> ModelAnswer:
+    """Vectors in which order and signs count too, which those of the stub itself leave out."""
+    made = await HashingEmbedder().embed_texts(body["input"], "document")
+    data = [{"index": place, "embedding": [5 * value for value in values]} for place, values in enumerate(made)]
+    return ModelAnswer(body={"object": "list", "data": data[::-1], "model": body["model"]})
+
+
+@asynccontextmanager
+async def openai_embedder(folder: Path, server: RunningServer | None) -> AsyncGenerator[Any]:
+    with ModelStub(embeddings=_hashed, api_key="the-key") as stub:
+        embedder = OpenAIEmbedder("a-model", "the-key", stub.base_url, 512)
+        yield embedder
+        await embedder.aclose()
+
+
+@asynccontextmanager
+async def pinecone_embedder(folder: Path, server: RunningServer | None) -> AsyncGenerator[Any]:
+    assert server is not None
+    embedder = PineconeEmbedder(pinecone.API_KEY, control_host=server.uri)
+    yield embedder
+    await embedder.aclose()
+
+
 ADAPTERS: dict[str, dict[str, Adapter]] = {
     "definition_store": {"neo4j": on_neo4j(Neo4jDefinitionStore), "sqlite": embedded(SqliteDefinitionStore)},
     "agent_store": {"neo4j": on_neo4j(Neo4jAgentStore), "sqlite": embedded(SqliteAgentStore)},
@@ -174,6 +201,7 @@ ADAPTERS: dict[str, dict[str, Adapter]] = {
         "mongodb-pymongo": on_mongo(MongoContextStore, "pymongo"),
         "sqlite": embedded(SqliteContextStore),
     },
+    "lexical_store": {"sqlite": embedded(SqliteContextStore)},
     "state_store": {"sqlite": embedded_state(timedelta(hours=1)), "redis": redis_state(timedelta(hours=1))},
     "fleeting_state_store": {
         "sqlite": embedded_state(timedelta(milliseconds=600)),
@@ -181,7 +209,11 @@ ADAPTERS: dict[str, dict[str, Adapter]] = {
     },
     "shared_cache": {"redis": on_redis(RedisSharedCache)},
     "vector_index": {"sqlite": (embedded_vectors, None), "pinecone": (pinecone_vectors, "pinecone_server")},
-    "embedder": {"hashing": (hashing_embedder, None)},
+    "embedder": {
+        "hashing": (hashing_embedder, None),
+        "openai": (openai_embedder, None),
+        "pinecone": (pinecone_embedder, "pinecone_server"),
+    },
 }
 
 
@@ -211,6 +243,7 @@ agent_graph = _port("agent_graph")
 execution_store = _port("execution_store")
 artifact_store = _port("artifact_store")
 context_store = _port("context_store")
+lexical_store = _port("lexical_store")
 state_store = _port("state_store")
 fleeting_state_store = _port("fleeting_state_store")
 shared_cache = _port("shared_cache")

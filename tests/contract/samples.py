@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from engine.domain.agent import Agent
+from engine.domain.context import ContextItem
 from engine.domain.definition import DefinitionVersion, Step, WorkflowDefinition
 from engine.domain.execution import (
     Event,
@@ -150,6 +151,19 @@ def step(step_id: str = "a", token: int = 100, **changes: Any) -> StepRecord:
         **changes,
     }
     return StepRecord(step_id=step_id, token=token, **given)
+
+
+def context_item(item_id: str = "item-1", text: str = "what was said", **changes: Any) -> ContextItem:
+    given: dict[str, Any] = {
+        "text_hash": f"sha256:{text}",
+        "definition_id": "flow",
+        "execution_id": "flow-1",
+        "step_id": "a",
+        "agent_id": "agent-a",
+        "created_at": NOW,
+        **changes,
+    }
+    return ContextItem(item_id=item_id, text=text, **given)
 
 
 def live_head(execution_id: str = "flow-1", token: int = 1, **changes: Any) -> LiveExecution:

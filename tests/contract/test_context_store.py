@@ -7,25 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine.domain.context import ContextFilter, ContextItem
+from engine.domain.context import ContextFilter, NamespaceOwner
 from tests.contract.samples import AWKWARD_TEXTS, AWKWARD_VALUES, NOW, seconds, walk
+from tests.contract.samples import context_item as item
 
 if TYPE_CHECKING:
     from engine.ports.context_store import ContextStore
-
-
-def item(item_id: str = "item-1", text: str = "what was said", **changes: Any) -> ContextItem:
-    given: dict[str, Any] = {
-        "text_hash": f"sha256:{text}",
-        "scope": "execution",
-        "definition_id": "flow",
-        "execution_id": "flow-1",
-        "step_id": "a",
-        "agent_id": "agent-a",
-        "created_at": NOW,
-        **changes,
-    }
-    return ContextItem(item_id=item_id, text=text, **given)
 
 
 async def listed(store: ContextStore, limit: int = 10, **query: Any) -> list[str]:
@@ -53,7 +40,7 @@ async def test_what_is_not_there_is_left_out(context_store: ContextStore) -> Non
 async def test_items_come_back_whole(context_store: ContextStore) -> None:
     items = [
         item("whole", metadata={"a.b": AWKWARD_VALUES[4], "$x": [None, 1.5]}, created_at=NOW + seconds(0.000001)),
-        item("bare", definition_id=None, execution_id=None, step_id=None, agent_id=None, scope="agent"),
+        item("bare", definition_id=None, execution_id=None, step_id=None, agent_id=None),
         item("large", "x" * 300_000),
     ]
     await context_store.put_items(items)
@@ -64,13 +51,13 @@ async def test_items_come_back_whole(context_store: ContextStore) -> None:
 async def test_an_equal_id_replaces(context_store: ContextStore) -> None:
     await context_store.put_items([item(text="first"), item("other")])
     await context_store.mark_indexed([item(text="first"), item("other")])
-    second = item(text="second", scope="workflow", created_at=NOW + seconds(5), execution_id="flow-2")
+    second = item(text="second", created_at=NOW + seconds(5), execution_id="flow-2")
     for _ in range(2):
         await context_store.put_items([second])
     assert await context_store.get_items(["item-1", "other"]) == {"item-1": second, "other": item("other")}
     assert await listed(context_store) == ["item-1", "other"]
     assert await listed(context_store, execution_id="flow-1") == ["other"]
-    assert await listed(context_store, scope="workflow") == ["item-1"]
+    assert await listed(context_store, execution_id="flow-2") == ["item-1"]
     assert await waiting(context_store) == ["item-1"]
 
 
@@ -88,20 +75,17 @@ async def test_concurrent_writers_of_one_id_leave_one_item(context_store: Contex
 
 FILTERS: list[tuple[dict[str, Any], list[int]]] = [
     ({}, list(range(12))),
-    ({"scope": "execution"}, [0, 3, 6, 9]),
-    ({"scope": "agent"}, [2, 5, 8, 11]),
     ({"definition_id": "flow-0"}, [0, 2, 4, 6, 8, 10]),
-    ({"definition_id": "flow-0", "scope": "workflow"}, [4, 10]),
     ({"agent_id": "agent-1"}, [1, 5, 9]),
-    ({"agent_id": "agent-1", "scope": "agent"}, [5]),
     ({"definition_id": "flow-0", "agent_id": "agent-0"}, [0, 4, 8]),
-    ({"definition_id": "flow-0", "agent_id": "agent-0", "scope": "agent"}, [8]),
     ({"execution_id": "e-1"}, [1, 6, 11]),
-    ({"execution_id": "e-1", "scope": "execution"}, [6]),
+    ({"execution_id": "e-1", "definition_id": "flow-1"}, [1, 11]),
+    ({"execution_id": "e-1", "agent_id": "agent-3"}, [11]),
     ({"execution_id": "e-1", "definition_id": "flow-1", "agent_id": "agent-1"}, [1]),
     ({"execution_id": "nobody"}, []),
     ({"definition_id": "nobody"}, []),
-    ({"agent_id": "nobody", "scope": "agent"}, []),
+    ({"agent_id": "nobody"}, []),
+    ({"definition_id": "flow-0", "agent_id": "agent-1"}, []),
 ]
 
 
@@ -113,7 +97,6 @@ async def filled_store(context_store: ContextStore) -> ContextStore:
             item(
                 f"item-{number:02}",
                 f"text {number}",
-                scope=("execution", "workflow", "agent")[number % 3],
                 definition_id=f"flow-{number % 2}",
                 agent_id=f"agent-{number % 4}",
                 execution_id=f"e-{number % 5}",
@@ -161,10 +144,10 @@ async def test_one_replaced_meanwhile_goes_on_waiting(context_store: ContextStor
 async def test_a_lost_index_lets_what_matches_wait_again(filled_store: ContextStore) -> None:
     await filled_store.mark_indexed(await filled_store.list_unindexed(100))
     assert await waiting(filled_store) == []
-    assert await filled_store.mark_unindexed(ContextFilter(scope="workflow", definition_id="flow-0")) == 2
-    assert await waiting(filled_store) == ["item-04", "item-10"]
+    assert await filled_store.mark_unindexed(ContextFilter(agent_id="agent-2", definition_id="flow-0")) == 3
+    assert await waiting(filled_store) == ["item-02", "item-06", "item-10"]
     assert await filled_store.mark_unindexed(ContextFilter(agent_id="agent-0", execution_id="e-0")) == 1
-    assert await waiting(filled_store) == ["item-00", "item-04", "item-10"]
+    assert await waiting(filled_store) == ["item-00", "item-02", "item-06", "item-10"]
     assert await filled_store.mark_unindexed(ContextFilter()) == 12
     assert len(await waiting(filled_store)) == 12
 
@@ -180,6 +163,22 @@ async def test_awkward_ids_and_texts_are_text(context_store: ContextStore, text:
     assert await listed(context_store, limit=1) == [text, "bystander"]
     await context_store.mark_indexed([awkward])
     assert await waiting(context_store) == ["bystander"]
+
+
+async def test_a_namespace_remembers_its_embedder(context_store: ContextStore) -> None:
+    assert await context_store.get_namespace_owner("default") is None
+    first = NamespaceOwner(embedder="hashing-512-v1", dimension=512)
+    second = NamespaceOwner(embedder="openai:a-model:1536", dimension=1536)
+    await context_store.put_namespace_owner("default", first)
+    await context_store.put_namespace_owner("Default", second)
+    assert await context_store.get_namespace_owner("default") == first
+    for _ in range(2):
+        await context_store.put_namespace_owner("default", second)
+    assert await context_store.get_namespace_owner("default") == second
+    for text in AWKWARD_TEXTS:
+        await context_store.put_namespace_owner(text, first)
+        assert await context_store.get_namespace_owner(text) == first
+    assert await context_store.get_namespace_owner("Default") == second
 
 
 async def test_health_names_the_backend(context_store: ContextStore) -> None:

@@ -173,6 +173,23 @@ async def test_what_is_deleted_is_gone_and_may_come_again(vector_index: VectorIn
     await eventually(lambda: ids_of(vector_index, "space", kept[0]), [])
 
 
+async def test_a_namespace_can_be_dropped_as_a_whole(vector_index: VectorIndex) -> None:
+    await vector_index.delete_namespace("nowhere")
+    for turn in range(2):
+        kept = [VectorItem(f"item-{n}", values, {"turn": str(turn)}) for n, values in enumerate(vectors(120, seed=9))]
+        await vector_index.upsert_vectors("space", kept)
+        await vector_index.upsert_vectors("other", kept[:3])
+        await eventually(lambda: count_of(vector_index, "space"), 120)
+        assert len(await ids_of(vector_index, "space", direction(0), turn=str(turn))) == 10
+        for _ in range(2):
+            await vector_index.delete_namespace("space")
+        await eventually(lambda: ids_of(vector_index, "space", direction(0)), [])
+        assert await count_of(vector_index, "space") == 0
+        assert await count_of(vector_index, "other") == 3
+    await vector_index.upsert_vectors("space", [VectorItem("item-1", direction(4))])
+    await eventually(lambda: ids_of(vector_index, "space", direction(4)), ["item-1"])
+
+
 async def test_many_are_kept_in_one_call(vector_index: VectorIndex) -> None:
     kept = vectors(2345, seed=7)
     await vector_index.upsert_vectors("space", [VectorItem(f"item-{n}", values) for n, values in enumerate(kept)])

@@ -1,5 +1,8 @@
 """Records the replay corpus: ``python tests/replay/record.py`` runs every scenario and writes ``histories/``.
 
+With names of scenarios (``recall``) only these are run, and all other histories stay as they are: what an earlier
+release has written is worth more than what this one writes.
+
 The runs are real: the engine, its worker and a development server of their own, on which continue-as-new is suggested
 after few events so that its histories stay small. What names the recording machine is taken out before writing.
 """
@@ -258,6 +261,13 @@ async def record_finalize_remote(stage: Stage) -> None:
         bootstrap.open_stores = opened
 
 
+async def record_recall(stage: Stage) -> None:
+    recall = {"recall": "what was said of ${input.topic}", "top_k": 2}
+    steps = chain(2)
+    steps[1] |= {"context": recall, "input_mapping": {"known": "${context}", "first": "${context[0].text}"}}
+    await stage.run("recall", {"worker": {"text": "the topic is tea"}}, steps)
+
+
 async def record_mapped_output(stage: Stage) -> None:
     await stage.run("mapped-output", {"worker": {"text": "done"}}, chain(1), output_mapping=_MAPPED)
 
@@ -297,6 +307,7 @@ SCENARIOS = (
     record_resumed,
     record_finalize_remote,
     record_mapped_output,
+    record_recall,
 )
 
 
@@ -339,10 +350,10 @@ def refuse_traces_of_this_machine(name: str, history: Any, forbidden: list[str])
             raise SystemExit(f"The history {name} names this machine: {word}")
 
 
-async def write(stage: Stage) -> None:
+async def write(stage: Stage, *, anew: bool) -> None:
     forbidden = [f"@{socket.gethostname()}", str(Path(__file__).parents[2]), str(stage.folder), f"{getpass.getuser()}@"]
     HISTORIES.mkdir(exist_ok=True)
-    for old in HISTORIES.glob(f"v{INTERPRETER_VERSION}-*.json"):
+    for old in HISTORIES.glob(f"v{INTERPRETER_VERSION}-*.json") if anew else ():
         old.unlink()
     for name, execution_id, run_id in stage.recorded:
         fetched = await stage.client.get_workflow_handle(execution_id, run_id=run_id).fetch_history()
@@ -377,15 +388,19 @@ async def server(folder: Path) -> AsyncGenerator[tuple[str, Client]]:
 
 
 async def main() -> None:
-    """Run all scenarios, then write their histories and pin the wire's schema."""
+    """Run the scenarios, then write their histories and pin the wire's schema."""
+    named = [f"record_{name.replace('-', '_')}" for name in sys.argv[1:]]
+    chosen = [scenario for scenario in SCENARIOS if scenario.__name__ in named or not named]
+    if named and len(chosen) != len(named):
+        raise SystemExit(f"There are {', '.join(scenario.__name__.removeprefix('record_') for scenario in SCENARIOS)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with server(folder) as (address, client), AsyncExitStack() as closing:
             stage = Stage(address, client, folder / "data", closing)
-            for scenario in SCENARIOS:
+            for scenario in chosen:
                 async with asyncio.timeout(60):
                     await scenario(stage)
-            await write(stage)
+            await write(stage, anew=not named)
     for fault in write_pinned():
         sys.stderr.write(f"wire_schema.json: {fault}; only right while no release has written it\n")
 

@@ -1,4 +1,4 @@
-"""A stub of Pinecone: the vector API of its data plane, and the description of an index.
+"""A stub of Pinecone: the vector API of its data plane, the description of an index, and its models for texts.
 
 It is written to what the real SDK sends and reads. The index ``INDEX`` answers under the address itself, and every
 other one under ``/<its name>``. ``/_control`` makes requests fail, wait or break off, counts them, and makes indexes.
@@ -7,6 +7,7 @@ As a program it prints its address, serves, and forgets everything when it or it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -23,13 +24,18 @@ from operator import mul
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from engine.adapters.hashing_embedder import HashingEmbedder
+
 API_KEY = "the-key-of-the-stub"
 INDEX = "baton-test"
 DIMENSION = 512
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 MAX_VECTORS = 1000
+MAX_TEXTS = 96
+MODELS = {"multilingual-e5-large": 1024, "llama-text-embed-v2": 1024, "of-another-kind": 0}
 
 _DATA_ROUTES = ("vectors", "query", "describe_index_stats", "namespaces")
+_CONTROL_ROUTES = ("indexes", "embed")
 _DEFAULT_NAMESPACE = "__default__"
 
 
@@ -167,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _route(parts: list[str]) -> str:
     """The request without an index's name, so that counts are by kind."""
-    if parts[0] not in (*_DATA_ROUTES, "indexes"):
+    if parts[0] not in (*_DATA_ROUTES, *_CONTROL_ROUTES):
         parts = parts[1:]
     return "/" + "/".join(parts[:1] if parts[:1] == ["indexes"] else parts)
 
@@ -200,6 +206,9 @@ def _answer(
 ) -> object:
     if parts[0] == "indexes" and len(parts) == 2:
         return _describe_index(state, address, parts[1])
+    if parts == ["embed"]:
+        state.largest_batch = max(state.largest_batch, len(body["inputs"]))
+        return _embed(body)
     name = INDEX
     if parts[0] not in _DATA_ROUTES:
         name, *parts = parts
@@ -248,6 +257,26 @@ def _describe_index(state: _State, address: str, name: str) -> object:
         "dimension": index.dimension,
         "metric": index.metric,
     }
+
+
+def _embed(body: dict[str, Any]) -> object:
+    parameters, texts = body.get("parameters") or {}, [one["text"] for one in body["inputs"]]
+    if body["model"] not in MODELS:
+        raise _RefusedError(404, 5, f"Model {body['model']} not found")
+    if parameters.get("input_type") not in ("passage", "query"):
+        raise _RefusedError(400, 3, "input_type must be passage or query")
+    if not 1 <= len(texts) <= MAX_TEXTS or not all(text.strip() for text in texts):
+        raise _RefusedError(400, 3, f"1 to {MAX_TEXTS} texts that are not empty")
+    if not MODELS[body["model"]]:
+        sparse = {"vector_type": "sparse", "sparse_values": [1.0], "sparse_indices": [1]}
+        return {"model": body["model"], "vector_type": "sparse", "data": [sparse], "usage": {"total_tokens": 1}}
+    dimension = parameters.get("dimension", MODELS[body["model"]])
+    made = asyncio.run(HashingEmbedder().embed_texts(texts, "document"))
+    # The model sees a difference between passages and queries, and gives no unit lengths.
+    mark = 0.1 if parameters["input_type"] == "query" else 0.0
+    data = [[3 * value for value in (*values, mark, *[0.0] * dimension)][:dimension] for values in made]
+    entries = [{"values": values, "vector_type": "dense"} for values in data]
+    return {"model": body["model"], "vector_type": "dense", "data": entries, "usage": {"total_tokens": len(texts)}}
 
 
 def _space(index: _Index, name: str | None) -> dict[str, _Vector]:

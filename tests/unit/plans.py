@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from engine.domain.agent import Agent
+from engine.domain.agent import Agent, AgentKind
 from engine.domain.definition import DefinitionVersion, WorkflowDefinition
 from engine.domain.plan import agent_ids_of, compile_plan
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
-def agent(agent_id: str) -> Agent:
+def agent(agent_id: str, kind: AgentKind = "python") -> Agent:
     return Agent(
         agent_id=agent_id,
         version=1,
         name=agent_id,
-        kind="python",
-        config={"function": "m:f"},
+        kind=kind,
+        config={"function": "m:f"} if kind == "python" else {"model": "m"},
         content_hash="sha256:a",
         created_at=START,
         updated_at=START,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine.adapters.agents.tools.tool_source import AgentTools
 from engine.adapters.codec import Codec
 from engine.adapters.sqlite.agent_store import SqliteAgentStore
 from engine.adapters.sqlite.database import SqliteDatabase
@@ -39,10 +40,17 @@ class Clock:
         return self.now
 
 
+class NoSecrets:
+    def fill_in(self, template: str, host: str | None) -> str:
+        return template
+
+
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[AgentService]:
     database = SqliteDatabase(tmp_path / "records.db")
-    yield AgentService(SqliteAgentStore(database, Codec()), Clock())
+    tools = AgentTools([], {}, NoSecrets(), [])
+    yield AgentService(SqliteAgentStore(database, Codec()), Clock(), tools.why_unknown)
+    await tools.aclose()
     await database.aclose()
 
 
@@ -53,7 +61,23 @@ async def test_the_example_of_the_api_is_registered_with_a_warning_a_tool(servic
     assert {key: getattr(agent, key) for key in API_EXAMPLE} == API_EXAMPLE
     assert (agent.kind, agent.status, agent.version) == ("llm", "active", 1)
     assert [warning.code for warning in agent.warnings] == ["unknown_tool", "unknown_tool"]
-    assert "tool-structure-generator" in agent.warnings[0].message
+    assert agent.warnings[0].message == (
+        "The tool tool-structure-generator can't be resolved (no function is registered under this name, and there is"
+        " no module in the setting `agent_modules` that could register one); calls go without it."
+    )
+
+
+async def test_only_tools_that_cannot_be_resolved_are_warned_of(tmp_path: Path):
+    database = SqliteDatabase(tmp_path / "records.db")
+    unknown = {"b": "it is gone", "d": "nobody knows it"}
+    service = AgentService(SqliteAgentStore(database, Codec()), Clock(), unknown.get)
+    agent = await service.register_agent("Writer", tools=["a", "b", "c", "d"], config={"model": "m"})
+    assert agent.tools == ["a", "b", "c", "d"]
+    assert [(warning.code, warning.message) for warning in agent.warnings] == [
+        ("unknown_tool", "The tool b can't be resolved (it is gone); calls go without it."),
+        ("unknown_tool", "The tool d can't be resolved (nobody knows it); calls go without it."),
+    ]
+    await database.aclose()
 
 
 @pytest.mark.parametrize(

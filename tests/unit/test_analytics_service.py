@@ -33,7 +33,7 @@ class Setting:
         definitions, agents = SqliteDefinitionStore(database, codec), SqliteAgentStore(database, codec)
         self.executions = SqliteExecutionStore(database, codec)
         self.definitions = DefinitionService(definitions, definitions, agents, lambda: NOW, lambda: "s")
-        self.agents = AgentService(agents, lambda: NOW)
+        self.agents = AgentService(agents, lambda: NOW, lambda _: None)
         self.service = AnalyticsService(self.executions, definitions, agents, lambda: NOW)
 
     async def fill(self) -> None:

@@ -116,7 +116,8 @@ async def test_errors_keep_a_definition_from_being_stored_and_all_are_told(setti
 
 
 async def test_validation_tells_errors_or_else_which_agents_are_missing(setting: Setting):
-    await AgentService(setting.agents, setting.clock).register_agent("X", config={"model": "m"})
+    agents = AgentService(setting.agents, setting.clock, lambda _: None)
+    await agents.register_agent("X", config={"model": "m"})
     raw = {"name": "x", "steps": [{"id": "a", "agent_id": "agent-x"}, {"id": "b", "agent_id": "agent-y"}]}
     issues = await setting.service.validate_definition(raw)
     assert [(issue.severity, issue.code.value, issue.path) for issue in issues] == [

@@ -12,13 +12,18 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import pytest
 import yaml
 
 from activities.agent_activities import WRITE_PATIENCE
+from activities.step_context import RECALL_DEADLINE
+from engine import types
+from engine.adapters.agents.llm import conversation, tool_uses
+from engine.adapters.hashing_embedder import HashingEmbedder
+from engine.adapters.pinecone_embedder import DEFAULT_MODEL as PINECONE_MODEL
 from engine.adapters.temporal.worker_factory import WORKFLOW_TASKS
 from engine.bootstrap import EMBEDDED_GRACE, WORKER_GRACE
 from engine.cli.root import baton
@@ -26,6 +31,8 @@ from engine.domain import expressions, messages, plan, progress, structure, vali
 from engine.domain.agent_call import NON_RETRYABLE_REASONS, AgentCall, FailureReason
 from engine.domain.agent_config import MAX_CONFIG_BYTES, HttpConfig, LlmConfig, PythonConfig
 from engine.domain.conditions import parse_condition
+from engine.domain.context import ContextScope
+from engine.domain.context_text import MAX_TEXT_CHARS as MAX_STEP_TEXT_CHARS
 from engine.domain.definition import RetryPolicySpec, Step, WorkflowDefinition
 from engine.domain.execution import ExecutionStatus, StepStatus
 from engine.domain.expressions import HANDOFF_ROOTS, MissingPathError, RootsScope, compile_template
@@ -34,6 +41,8 @@ from engine.domain.json import MAX_DEPTH, MAX_VALUE_BYTES
 from engine.domain.metrics import METRIC_NAMES
 from engine.domain.page import MAX_LIMIT
 from engine.errors import ErrorCode, InvalidInputError
+from engine.masking import MIN_SECRET_CHARS
+from engine.services import context, context_search
 from engine.services.executions import parse_options
 from engine.services.paging import DEFAULT_LIMIT
 from engine.services.repair import START_GRACE
@@ -51,6 +60,7 @@ GUIDE = (DOCS / "guide.md").read_text(encoding="utf-8")
 ANSWERS = (DOCS / "answers.md").read_text(encoding="utf-8")
 
 Table = list[dict[str, str]]
+STEP_RESULT = types.StepResult.__annotations__
 
 
 def section(heading: str) -> str:
@@ -119,7 +129,7 @@ def shown_default(default: object) -> str:
     match default:
         case None:
             return "none"
-        case ():
+        case () | {}:
             return "empty"
         case timedelta():
             return f"{default.total_seconds():g}"
@@ -141,7 +151,7 @@ def test_settings_are_those_of_the_code():
         assert row["variable"] == f"`BATON_{key.upper()}`" + (
             " (*file*)" if "SecretStr" in str(field.annotation) else ""
         )
-        assert row["default"].strip("`") == shown_default(field.default), key
+        assert row["default"].strip("`") == shown_default(field.get_default(call_default_factory=True)), key
 
 
 @pytest.mark.parametrize(
@@ -154,6 +164,10 @@ def test_settings_are_those_of_the_code():
         ("Statuses", "step", StepStatus),
         ("Metrics and health", "metric", dict.fromkeys(METRIC_NAMES["workflow"] + METRIC_NAMES["agent"])),
         ("Executing", "option", [name for name in known_options() if name != "budget"]),
+        ("Models", "key", set(LlmConfig.model_fields) - {"kind"}),
+        ("Context memory", "scope", get_args(ContextScope)),
+        ("Context memory", "embedder", get_args(EngineSettings.model_fields["embedder"].annotation)),
+        ("Results", "key", [key for key, kind in STEP_RESULT.items() if "NotRequired" in str(kind)]),
     ],
 )
 def test_a_table_has_each_name_of_the_code_once(heading: str, title: str, expected: Any):
@@ -179,6 +193,20 @@ def seconds(duration: timedelta) -> str:
         ("Definitions", f"up to {structure.MAX_LABELS} of up to {structure.MAX_LABEL_CHARS} characters"),
         ("Expressions", f"up to {expressions.MAX_TEMPLATE_NODES:,} values, {expressions.MAX_TEMPLATE_DEPTH} levels"),
         ("Expressions", f" {expressions.MAX_TEMPLATE_CHARS:,} characters"),
+        ("Models", f"| `max_turns` | {conversation._DEFAULT_MAX_TURNS} |"),
+        ("Models", f"goes back to the model, at most {conversation._MAX_REPAIRS} times in an attempt"),
+        ("Secrets", f"A secret of less than {MIN_SECRET_CHARS} characters is refused"),
+        ("Context memory", f"up to {MAX_STEP_TEXT_CHARS:,} characters"),
+        ("Context memory", f"a text of up to {context.MAX_TEXT_CHARS:,} characters"),
+        ("Context memory", f"in the nearest {context_search.FILTERED_DEPTH:,} |"),
+        ("Context memory", f"or else the newest {context_search.MAX_MEASURED}."),
+        ("Context memory", f"longer than {seconds(RECALL_DEADLINE)} s, or"),
+        ("Context memory", f"no meaning; {HashingEmbedder().dimension} numbers |"),
+        ("Context memory", f"(`{PINECONE_MODEL}` unless set, 1024 numbers)"),
+        ("Limits", f"| a tool's result | {tool_uses._MAX_RESULT_CHARS:,} characters |"),
+        ("Limits", f"| a context item's text | {context.MAX_TEXT_CHARS:,} characters |"),
+        ("Limits", f"| a context item's metadata | {kib(context.MAX_METADATA_BYTES)} |"),
+        ("Limits", f"| items of a recall or a search | {context.MAX_TOP_K} |"),
         ("Long runs", f"At most {progress.MAX_PENDING_CALLS} calls"),
         ("Long runs", f"about {kib(progress.MAX_WINDOW_BYTES)} of input"),
         ("Large values", f"a step's output over {kib(messages.MAX_INLINE_OUTPUT_BYTES)} "),
@@ -222,7 +250,7 @@ def test_events_are_those_that_the_code_makes():
 
 
 def test_what_is_not_retried_is_said_of_each_reason():
-    said = {row["reason"].strip("`"): row["retried"] for row in table("Failure reasons", "reason")}
+    said = {row["reason"].strip("`"): row["retried"].partition(",")[0] for row in table("Failure reasons", "reason")}
     assert said == {str(reason): "no" if reason in NON_RETRYABLE_REASONS else "yes" for reason in FailureReason}
 
 

@@ -85,7 +85,7 @@ async def test_no_free_id_is_a_conflict(setting: Setting):
 
 
 async def test_partners_that_do_not_exist_yet_are_logged(setting: Setting, caplog: pytest.LogCaptureFixture):
-    await AgentService(setting.agents, Clock()).register_agent("A", config={"model": "m"})
+    await AgentService(setting.agents, Clock(), lambda _: None).register_agent("A", config={"model": "m"})
     with caplog.at_level(logging.WARNING, "engine.services.handoffs"):
         await setting.service.create_handoff("agent-a", "agent-b")
     assert [record.getMessage() for record in caplog.records] == [

@@ -7,7 +7,7 @@ from datetime import timedelta
 from plans import START, agent, plan_of, stored
 
 from engine.domain.handoff import Handoff
-from engine.domain.plan import ExecutionPlan, compile_plan
+from engine.domain.plan import ExecutionPlan, PlanRecall, compile_plan
 
 
 def test_defaults_are_the_documented_ones_and_zero_retries_are_one_attempt():
@@ -122,3 +122,50 @@ def test_each_handoff_that_would_act_is_a_warning():
     ]
     assert "h1" in plan.warnings[0].message
     assert "h3" in plan.warnings[1].message
+
+
+def reply_keys(step: dict[str, object], *more: dict[str, object], handoffs: tuple[Handoff, ...] = ()) -> list[str]:
+    version = stored([{"id": "a", "agent_id": "agent-a", **step}, *({"agent_id": "agent-b", **item} for item in more)])
+    agents = {"agent-a": agent("agent-a", "llm"), "agent-b": agent("agent-b")}
+    plan = compile_plan(version, agents, [*handoffs], default_max_retries=3)
+    assert all(step.reply_keys == [] for step in plan.steps[1:])
+    return plan.steps[0].reply_keys
+
+
+def test_a_model_is_asked_for_what_its_own_mapping_reads():
+    mapping = {"plan": "${output.plan}", "first": "${output.tasks[0].name}", "topic": "${input.topic}"}
+    assert reply_keys({"output_mapping": mapping}, {"id": "b", "input_mapping": {"x": "${steps.a.output.plan}"}}) == [
+        "plan",
+        "tasks",
+    ]
+
+
+def test_without_a_mapping_a_model_is_asked_for_what_later_steps_read():
+    reader = {"id": "b", "input_mapping": {"x": "${steps.a.output.plan.title}", "all": "${steps.a.output}"}}
+    assert reply_keys({}, reader) == ["plan"]
+    assert reply_keys({}) == []
+    assert reply_keys({}, {"id": "b", "depends_on": ["a"]}) == []
+
+
+def test_a_model_is_asked_for_what_handoffs_read_and_no_mapping_sets():
+    handoff = Handoff(
+        handoff_id="h",
+        source_agent_id="agent-a",
+        target_agent_id="agent-b",
+        data_mapping={"architecture_plan": "requirements", "extra": "more"},
+        trigger_conditions=["completion", "source_output.plan_complete = true"],
+        created_at=START,
+        updated_at=START,
+    )
+    other = handoff.model_copy(update={"handoff_id": "o", "source_agent_id": "agent-b"})
+    mapping = {"architecture_plan": "${output.plan}"}
+    assert reply_keys({"output_mapping": mapping}, handoffs=(handoff, other)) == ["plan", "extra", "plan_complete"]
+
+
+def test_a_recall_is_frozen_into_the_plan_and_what_it_reads_is_a_dependency():
+    plan = plan_of([{"id": "b", "context": {"recall": "like ${steps.a.output.title}", "top_k": 2}}, {"id": "a"}])
+    assert plan.steps[0].recall == PlanRecall(recall="like ${steps.a.output.title}", top_k=2, scope="workflow")
+    assert plan.steps[0].depends_on == ["a"]
+    assert plan.steps[1].declared == ["output.title"]
+    assert plan.recalls
+    assert not plan_of([{"id": "a"}]).recalls

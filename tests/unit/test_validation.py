@@ -138,7 +138,15 @@ def test_nulls_are_fields_that_are_not_set():
         (flow(output_mapping={"a": "${steps.a}"}), [("invalid_expression", "output_mapping.a")]),
         (flow(output_mapping={"a": "${steps.a.outputs.b}"}), [("invalid_expression", "output_mapping.a")]),
         (flow(output_mapping={"a": "${execution.name}"}), [("invalid_expression", "output_mapping.a")]),
-        (flow(step(input_mapping={"a": "${context}"})), [("unsupported", "steps[0].input_mapping.a")]),
+        (flow(step(input_mapping={"a": "${context}"})), [("invalid_expression", "steps[0].input_mapping.a")]),
+        (flow(step(context={"recall": "${steps.b.output}"})), [("unknown_step", "steps[0].context.recall")]),
+        (flow(step(context={"recall": "${context}"})), [("invalid_expression", "steps[0].context.recall")]),
+        (flow(step(context={"recall": "${output.x}"})), [("invalid_expression", "steps[0].context.recall")]),
+        (flow(step(context={"recall": ""})), [("invalid_value", "steps[0].context.recall")]),
+        (flow(step(context={})), [("missing", "steps[0].context.recall")]),
+        (flow(step(context={"recall": "x", "top_k": 0})), [("invalid_value", "steps[0].context.top_k")]),
+        (flow(step(context={"recall": "x", "scope": "world"})), [("invalid_value", "steps[0].context.scope")]),
+        (flow(step(output_schema={"type": "objct"})), [("invalid_schema", "steps[0].output_schema.type")]),
         (flow(step(input_mapping={"a": "${steps.a.output}"})), [("cycle", "steps[0].input_mapping.a")]),
         (
             flow(step(input_mapping={str(i): i for i in range(MAX_TEMPLATE_NODES)})),
@@ -170,8 +178,6 @@ def test_a_field_of_the_format_that_is_not_built_is_unsupported(name: str):
         ("foreach", {"items": "${input.a}"}),
         ("repeat_until", {"condition": "output.done = true"}),
         ("compensate", {"agent_id": "agent-x"}),
-        ("output_schema", {}),
-        ("context", {"recall": "x"}),
         ("approval", {}),
         ("wait", {"seconds": 1}),
         ("transform", {}),
@@ -195,6 +201,12 @@ def test_nested_fields_that_are_not_built_are_unsupported():
         ("unsupported", "steps[0].fallback.on"),
         ("unsupported", "steps[0].retry_policy.jitter"),
     ]
+
+
+def test_a_step_may_be_reminded_of_something_and_read_it():
+    context = {"recall": "what is known of ${input.topic} and ${steps.a.output}?", "top_k": 3, "scope": "agent"}
+    raw = flow(step(), step("b", context=context, input_mapping={"known": "${context}", "best": "${context[0].text}"}))
+    assert found(raw) == []
 
 
 @pytest.mark.parametrize("kind", ["approval", "wait", "workflow", "transform"])

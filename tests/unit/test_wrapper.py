@@ -79,6 +79,7 @@ def machine(tmp_path: Path) -> Machine:
     (checkout / "engine" / "cli").mkdir(parents=True)
     shutil.copy(CHECKOUT / "baton", checkout / "baton")
     (checkout / "requirements.lock").write_text("# nothing\n")
+    (checkout / "requirements-llm.lock").write_text("# nothing for model agents\n")
     (checkout / "requirements-dev.lock").write_text("# nothing for developers\n")
     (checkout / "engine" / "__init__.py").write_text("")
     (checkout / "engine" / "cli" / "__init__.py").write_text("")
@@ -213,6 +214,30 @@ def test_an_environment_of_a_moved_checkout_is_made_anew(ready_machine: Machine)
     assert code == 7
     assert str(moved / ".venv") in output
     assert ready_machine.uv_uses() == ["venv", "pip", "venv", "pip"]
+
+
+def test_what_model_agents_need_is_installed_once_and_stays(ready_machine: Machine):
+    code, output, errors = ready_machine.run("install", "llm")
+    assert (code, output) == (0, "")
+    assert errors.splitlines()[-1] == "Model agents can be called: what they need is in .venv, and stays there."
+    assert ready_machine.run("demo")[2] == ""
+    assert ready_machine.run("install", "llm")[0] == 0
+    assert ready_machine.uv_uses() == ["venv", "pip"]
+    (ready_machine.checkout / "requirements.lock").write_text("# something else\n")
+    assert ready_machine.run("demo")[0] == 7
+    (ready_machine.checkout / "requirements-llm.lock").unlink()
+    code, _output, errors = ready_machine.run("install", "llm")
+    assert code == 3
+    assert "requirements-llm.lock" in errors
+
+
+@pytest.mark.parametrize("words", [(), ("numpy",), ("llm", "dev")])
+def test_there_is_one_thing_to_install_besides(ready_machine: Machine, words: tuple[str, ...]):
+    assert ready_machine.run("install", *words) == (
+        3,
+        "",
+        "baton: there is one thing to install besides: ./baton install llm\n",
+    )
 
 
 def test_an_environment_for_developers_serves_users_and_stays_one(ready_machine: Machine):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from engine.domain.json import JsonValue
 
-__all__ = ["AgentFunction", "AgentFunctions"]
+__all__ = ["AgentFunction", "AgentFunctions", "is_async_function"]
 
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _logger = logging.getLogger(__name__)
@@ -73,8 +73,13 @@ class AgentFunctions:
         """Import the function's module, which may take long and runs its code, and return the function.
 
         Raises:
-            AgentFailure: error, when the import fails; invalid_request, when the module has no such function.
+            AgentFailure: error, when the import fails; invalid_request, when the module has no such function, or
+                the function is none of an agent.
         """
+        return self._remember(name, self.import_function(name))
+
+    def import_function(self, name: str) -> Callable[..., object]:
+        """As ``load``, of a function with parameters of any kind."""
         path, attribute = self._check_allowed(name)
         try:
             module = importlib.import_module(path)
@@ -87,7 +92,7 @@ class AgentFunctions:
         function: object = vars(module).get(attribute)
         if not callable(function) or getattr(function, "__module__", None) != path:
             raise _invalid(f"The module {path} defines no function {attribute}; imported names don't count")
-        return self._remember(name, function)
+        return function
 
     def _check_allowed(self, name: str) -> tuple[str, str]:
         path, _, attribute = name.partition(":")
@@ -103,7 +108,7 @@ class AgentFunctions:
         return path, attribute
 
     def _remember(self, name: str, function: Callable[..., object]) -> AgentFunction:
-        known = AgentFunction(name, function, _takes_call(name, function), _is_async(function))
+        known = AgentFunction(name, function, _takes_call(name, function), is_async_function(function))
         self._known[name] = known
         return known
 
@@ -133,7 +138,8 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
     return True
 
 
-def _is_async(function: Callable[..., object]) -> bool:
+def is_async_function(function: Callable[..., object]) -> bool:
+    """Whether calling it makes a coroutine."""
     called = getattr(function, "__call__", None)  # noqa: B004 - an object whose __call__ is async counts too
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 

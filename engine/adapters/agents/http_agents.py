@@ -1,5 +1,7 @@
 """Agents behind an HTTP address: the mapped input is the JSON body, a JSON object is the answer.
 
+Headers may refer to secrets, and nothing else of a config may: a URL is written into logs by whoever serves it.
+
 One request a call, no retries and no redirects: the reason of a failure decides what happens next, and it is decided
 elsewhere. The call's deadline bounds the whole of it, and the answer's size is bounded after decompression.
 """
@@ -10,16 +12,17 @@ import asyncio
 import json
 import re
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 from engine.adapters.agents.allowed_hosts import AllowedHosts
 from engine.adapters.agents.replies import checked_output
+from engine.adapters.agents.statuses import reason_of_status, retry_after_of
 from engine.domain.agent_call import AgentFailure, AgentReply, FailureReason
 from engine.domain.json import MAX_VALUE_BYTES
+from engine.masking import mask_text
 
 if TYPE_CHECKING:
     import ssl
@@ -30,35 +33,37 @@ if TYPE_CHECKING:
     from engine.adapters.agents.checked_transport import CheckedTransport, Resolver
     from engine.domain.agent_call import AgentCall, AgentInvocation
     from engine.domain.json import JsonObject, JsonValue
+    from engine.ports.secret_source import SecretSource
 
 __all__ = ["HttpAgentInvoker"]
 
 _CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 _EXCERPT_TIMEOUT: Final = timedelta(seconds=1)
 _EXCERPT_CHARS: Final = 200
-_MAX_RETRY_AFTER: Final = timedelta(days=1)
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _METHODS: Final = ("POST", "PUT", "PATCH")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,200}")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
+_REFERENCE: Final = "${secret."
+_OTHER_REFERENCE: Final = re.compile(r"\$\{(?!secret\.)")
 _OWN_HEADERS: Final = frozenset((
     "accept", "accept-encoding", "baton-attempt", "baton-execution-id", "baton-step-id", "connection",
     "content-encoding", "content-length", "content-type", "expect", "host", "idempotency-key", "keep-alive",
     "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 ))  # fmt: skip
-_REASON_OF_STATUS: Final = {
-    401: FailureReason.UNAUTHORIZED,
-    403: FailureReason.UNAUTHORIZED,
-    408: FailureReason.TIMEOUT,
-    429: FailureReason.RATE_LIMITED,
-    451: FailureReason.REFUSED,
-}
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
     url: httpx2.URL
     method: str
-    headers: httpx2.Headers
+    headers: httpx2.Headers = field(repr=False)
+    """``${secret.NAME}`` is not filled in yet."""
+
+    @property
+    def place(self) -> str:
+        host = f"[{self.url.host}]" if ":" in self.url.host else self.url.raw_host.decode("ascii")
+        return f"{host}:{self.url.port or _DEFAULT_PORTS[self.url.scheme]}"
 
 
 class HttpAgentInvoker:
@@ -68,6 +73,7 @@ class HttpAgentInvoker:
 
     Args:
         allowed_hosts: the setting of that name; empty allows no call.
+        secrets: what fills ``${secret.NAME}`` in, for the URL's host; without it no header may refer to a secret.
         max_response_bytes: top size of an answer's decompressed body.
         resolve: name and port to addresses, instead of the system's resolver.
         tls: how servers are verified; None for the system's trust store.
@@ -79,12 +85,14 @@ class HttpAgentInvoker:
     def __init__(
         self,
         allowed_hosts: Sequence[str],
+        secrets: SecretSource | None = None,
         *,
         max_response_bytes: int = MAX_VALUE_BYTES,
         resolve: Resolver | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._hosts = AllowedHosts(allowed_hosts)
+        self._secrets = secrets
         self._max_response_bytes = max_response_bytes
         self._resolve = resolve
         self._tls = tls
@@ -101,10 +109,11 @@ class HttpAgentInvoker:
 
         target = _target_of(invocation.agent.config)
         host = target.url.host
-        target.headers.update(_headers_of(invocation.call))
         remaining = (invocation.call.deadline - datetime.now(UTC)).total_seconds()
         try:
             async with asyncio.timeout(max(remaining, 0.0)):
+                await self._fill_in(target)
+                target.headers.update(_headers_of(invocation.call))
                 return await self._send(target, invocation.input, remaining)
         except (TimeoutError, httpcore2.TimeoutException) as error:
             raise AgentFailure(
@@ -130,6 +139,16 @@ class HttpAgentInvoker:
         transport = self._transports.pop(asyncio.get_running_loop(), None)
         if transport is not None:
             await transport.aclose()
+
+    async def _fill_in(self, target: _Target) -> None:
+        given = ((name.decode("ascii"), value.decode("ascii")) for name, value in target.headers.raw)
+        templates = {name: value for name, value in given if _REFERENCE in value}
+        if not templates:
+            return
+        if self._secrets is None:
+            raise _invalid(f"The header {next(iter(templates))} refers to a secret, and no source of secrets is open")
+        # In a thread, because secrets may lie in files.
+        target.headers.update(await asyncio.to_thread(_filled_in, templates, self._secrets, target.place))
 
     async def _send(self, target: _Target, content: JsonValue, remaining: float) -> AgentReply:
         import httpx2
@@ -198,8 +217,8 @@ def _target_of(config: JsonObject) -> _Target:
     headers = httpx2.Headers({"User-Agent": "baton"})
     for name, value in (given or {}).items():
         headers[name] = _checked_header(name, value)
-    if "${secret." in str(text):
-        raise _invalid("`url` refers to a secret, which is unsupported; secrets are for headers alone")
+    if _REFERENCE in str(text):
+        raise _invalid("`url` refers to a secret; secrets are for headers alone")
     return _Target(url.copy_with(fragment=None), method.upper(), headers)
 
 
@@ -210,9 +229,27 @@ def _checked_header(name: str, value: JsonValue) -> str:
         raise _invalid(f"`headers` sets {name}, which Baton sets itself; take it out")
     if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
         raise _invalid(f"The value of the header {name} must be a text of printable ASCII characters")
-    if "${secret." in value:
-        raise _invalid(f"The header {name} refers to a secret, which is unsupported until secrets are built")
-    return value
+    if _OTHER_REFERENCE.search(value):
+        raise _invalid(
+            f"The header {name} refers to something else than a secret; only ${{secret.NAME}} is filled in, and values"
+            " of the execution belong into the input, which is the body"
+        )
+    return value.strip(" \t")
+
+
+def _filled_in(templates: dict[str, str], secrets: SecretSource, place: str) -> dict[str, str]:
+    filled: dict[str, str] = {}
+    for name, template in templates.items():
+        value = secrets.fill_in(template, place)
+        if not _HEADER_VALUE.fullmatch(value):
+            named = ", ".join(dict.fromkeys(re.findall(r"\$\{secret\.([^{}]*)\}", template)))
+            raise _invalid(
+                f"The header {name} can't carry the secret {named}, which holds a line break or a character that is"
+                " no printable ASCII"
+            )
+        # White space at an end is no part of a header's value, and no client sends it.
+        filled[name] = value.strip(" \t")
+    return filled
 
 
 def _invalid(what: str) -> AgentFailure:
@@ -257,17 +294,14 @@ def _decode(answer: bytearray, host: str, status: int) -> JsonObject:
 async def _failure_of(response: httpx2.Response) -> AgentFailure:
     status = response.status_code
     host = response.url.host
-    reason = _REASON_OF_STATUS.get(status)
-    if reason is None:
-        reason = FailureReason.UNAVAILABLE if status >= 500 else FailureReason.INVALID_REQUEST
     message = f"The agent at {host} answered with status {status}"
     if 300 <= status < 400:
         message += "; redirects are not followed: put the final address into `url`"
     else:
         excerpt = await _excerpt_of(response)
         message += f": {excerpt}" if excerpt else ""
-    retry_after = _retry_after(response.headers.get("retry-after")) if status in (429, 503) else None
-    return AgentFailure(reason, message, retry_after, {"status": status, "host": host})
+    retry_after = retry_after_of(response.headers.get("retry-after")) if status in (429, 503) else None
+    return AgentFailure(reason_of_status(status), message, retry_after, {"status": status, "host": host})
 
 
 async def _excerpt_of(response: httpx2.Response) -> str:
@@ -293,24 +327,11 @@ async def _excerpt_of(response: httpx2.Response) -> str:
                 if len(start) >= 4 * _EXCERPT_CHARS:
                     break
     text = start[: 4 * _EXCERPT_CHARS].decode("utf-8", "replace")
+    # Masked before it is cut, since half a secret is masked by nobody.
+    text = mask_text(text, is_cut=True)
     return "".join(item if item.isprintable() else " " for item in text)[:_EXCERPT_CHARS].strip()
 
 
-def _retry_after(value: str | None) -> timedelta | None:
-    """Return the wait that a Retry-After header asks for (seconds or a date), at most a day, or None."""
-    if value is None:
-        return None
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        return min(timedelta(seconds=int(text[:9])), _MAX_RETRY_AFTER)
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)
-    return min(max(wait, timedelta(0)), _MAX_RETRY_AFTER)
-
-
 def _because(error: BaseException) -> str:
-    text = str(error)
+    text = mask_text(str(error))
     return f" ({text[:200]})" if text else ""

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 from engine.adapters.agents.agent_functions import AgentFunction, AgentFunctions
 from engine.adapters.agents.agent_threads import AgentLoops, AgentThreads
+from engine.adapters.agents.observed_call import ObservedCall
 from engine.adapters.agents.replies import checked_output, failure_of, log_failure
-from engine.domain.agent_call import AgentCall, AgentFailure, AgentReply, FailureReason
+from engine.domain.agent_call import AgentFailure, AgentReply, FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-    from datetime import datetime
 
-    from engine.domain.agent_call import AgentInvocation
+    from engine.domain.agent_call import AgentCall, AgentInvocation
     from engine.domain.json import JsonObject, JsonValue
 
 __all__ = ["PythonAgentInvoker"]
@@ -53,7 +53,7 @@ class PythonAgentInvoker:
         self._functions = AgentFunctions(agent_modules, functions or {})
         self._threads = AgentThreads(max_threads)
         self._loops = AgentLoops()
-        self._calls: set[_ObservedCall] = set()
+        self._calls: set[ObservedCall] = set()
 
     async def invoke_agent(self, invocation: AgentInvocation) -> AgentReply:
         """Call the function once.
@@ -68,7 +68,7 @@ class PythonAgentInvoker:
         function = self._functions.find(name)
         if function is None:
             function = await self._threads.run(partial(self._functions.load, str(name)))
-        call = _ObservedCall(invocation.call)
+        call = ObservedCall(invocation.call)
         self._calls.add(call)
         try:
             if function.is_async:
@@ -93,53 +93,6 @@ class PythonAgentInvoker:
         threads = self._threads.close() + self._loops.close(_CLOSE_TIMEOUT * 0.9)
         if threads:
             await asyncio.to_thread(_join, threads, give_up_at)
-
-
-class _ObservedCall:
-    """The call as the function sees it: cancelled also when Baton stopped waiting, and silent from then on."""
-
-    def __init__(self, call: AgentCall) -> None:
-        self._call = call
-        self._given_up = threading.Event()
-
-    def cancel(self) -> None:
-        self._given_up.set()
-
-    @property
-    def execution_id(self) -> str:
-        return self._call.execution_id
-
-    @property
-    def step_id(self) -> str:
-        return self._call.step_id
-
-    @property
-    def attempt(self) -> int:
-        return self._call.attempt
-
-    @property
-    def idempotency_key(self) -> str:
-        return self._call.idempotency_key
-
-    @property
-    def deadline(self) -> datetime:
-        return self._call.deadline
-
-    @property
-    def context(self) -> list[JsonValue]:
-        return self._call.context
-
-    @property
-    def cancelled(self) -> bool:
-        return self._given_up.is_set() or self._call.cancelled
-
-    def heartbeat(self, progress: JsonValue = None) -> None:
-        if not self._given_up.is_set():
-            self._call.heartbeat(progress)
-
-    def emit(self, text: str) -> None:
-        if not self._given_up.is_set():
-            self._call.emit(text)
 
 
 # Outcomes cross threads as values: an event loop and a future take some exceptions of a user's code (SystemExit,

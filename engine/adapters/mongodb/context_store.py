@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, cast, get_args
+from typing import TYPE_CHECKING, Final, cast
 
 import pymongo
 from pymongo import ReplaceOne, UpdateOne
 
 from engine.adapters.mongodb.schema import BEHIND_ALL, TENANT, Document, key, position
 from engine.adapters.packing import instant_text, pack, unpack
-from engine.domain.context import ContextItem, ContextScope
+from engine.domain.context import ContextItem, NamespaceOwner
 from engine.domain.page import Page
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["MongoContextStore", "items_query"]
 
 MARK_ALL_DEADLINE: Final = timedelta(minutes=10)
-_SCOPES: Final = get_args(ContextScope)
 
 
 class MongoContextStore:
@@ -89,6 +88,16 @@ class MongoContextStore:
 
         return await self._database.run(mark, MARK_ALL_DEADLINE)
 
+    async def get_namespace_owner(self, namespace: str) -> NamespaceOwner | None:
+        """Return which embedder a namespace belongs to; None when nobody has said so yet."""
+        found = await self._database.run(lambda: self._namespaces.find_one({"_id": key(namespace)}))
+        return None if found is None else unpack(self._codec, NamespaceOwner, cast("bytes", found["body"]))
+
+    async def put_namespace_owner(self, namespace: str, owner: NamespaceOwner) -> None:
+        """Remember which embedder a namespace belongs to from now on."""
+        document: Document = {"_id": key(namespace), "tenant": TENANT, "body": pack(self._codec, owner)}
+        await self._database.run(lambda: self._namespaces.replace_one({"_id": document["_id"]}, document, upsert=True))
+
     async def check_health(self) -> StoreHealth:
         """Ask the primary for a document."""
         return await self._database.check_health()
@@ -96,6 +105,10 @@ class MongoContextStore:
     @property
     def _items(self) -> AsyncCollection[Document]:
         return self._database.collection("context_items")
+
+    @property
+    def _namespaces(self) -> AsyncCollection[Document]:
+        return self._database.collection("context_namespaces")
 
     async def _read(self, find: Callable[[], Awaitable[list[Document]]]) -> list[ContextItem]:
         return [self._item(document) for document in await self._database.run(find)]
@@ -107,7 +120,6 @@ class MongoContextStore:
             "_id": key(item.item_id),
             "tenant": TENANT,
             "position": position((instant_text(item.created_at), item.item_id)),
-            "scope": item.scope,
             "definition_id": item.definition_id,
             "execution_id": item.execution_id,
             "agent_id": item.agent_id,
@@ -124,21 +136,14 @@ def items_query(query: ContextFilter, after: Position | None) -> tuple[Document,
     """Return the filter of a page of a list, and the index that has its order."""
     chosen: Document = {"tenant": TENANT, "position": {"$lt": position(after or BEHIND_ALL)}, **_given(query)}
     if query.execution_id is not None:
-        return chosen, "items_by_execution"
-    index = None
+        return chosen, "items_of_execution"
     if query.definition_id is not None:
-        index = "items_by_definition"
-    elif query.agent_id is not None:
-        index = "items_by_agent"
-    if index is not None and query.scope is None:
-        # The index begins with the scope, and the server merges the three.
-        chosen["scope"] = {"$in": list(_SCOPES)}
-    return chosen, index or ("items_by_time" if query.scope is None else "items_by_scope")
+        return chosen, "items_of_definition"
+    return chosen, "items_by_time" if query.agent_id is None else "items_of_agent"
 
 
 def _given(query: ContextFilter) -> Document:
     given = {
-        "scope": query.scope,
         "definition_id": query.definition_id,
         "execution_id": query.execution_id,
         "agent_id": query.agent_id,

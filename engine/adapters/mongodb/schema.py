@@ -68,14 +68,15 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
     ],
     "context_items": [
         _index("items_by_time", "tenant", "position"),
-        _index("items_by_execution", "tenant", "execution_id", "position"),
-        _index("items_by_definition", "tenant", "scope", "definition_id", "position"),
-        _index("items_by_agent", "tenant", "scope", "agent_id", "position"),
-        _index("items_by_scope", "tenant", "scope", "position"),
+        # What combines with the first key stands behind the order, so that what does not match is never fetched.
+        _index("items_of_execution", "tenant", "execution_id", "position", "definition_id", "agent_id"),
+        _index("items_of_definition", "tenant", "definition_id", "position", "agent_id"),
+        _index("items_of_agent", "tenant", "agent_id", "position"),
         _index("unindexed_items", "tenant", "is_unindexed", "position", of={"is_unindexed": True}, latest_first=False),
     ],
 }
-"""By collection. ``artifacts``, ``artifact_chunks``, ``leases`` and ``plans`` are only ever read by their ``_id``."""
+"""By collection. ``artifacts``, ``artifact_chunks``, ``context_namespaces``, ``leases`` and ``plans`` are read only
+by their ``_id``."""
 
 
 def key(*columns: str | int) -> str:

@@ -159,12 +159,43 @@ _USES = (
     "CREATE INDEX definition_agents_by_id ON definition_agents (tenant, definition_id)",
 )
 
+_MEMORY = (
+    # The number is the words' and said by name, because a nameless one may change when the file is vacuumed.
+    "ALTER TABLE context_items RENAME TO scoped_items",
+    """CREATE TABLE context_items (
+        number INTEGER PRIMARY KEY, tenant TEXT NOT NULL, item_id TEXT NOT NULL, created_at TEXT NOT NULL,
+        definition_id TEXT, execution_id TEXT, agent_id TEXT, text_hash TEXT NOT NULL, is_unindexed INTEGER NOT NULL,
+        is_worded INTEGER NOT NULL, body BLOB NOT NULL,
+        UNIQUE (tenant, item_id))""",
+    """INSERT INTO context_items
+        (tenant, item_id, created_at, definition_id, execution_id, agent_id, text_hash, is_unindexed, is_worded, body)
+        SELECT tenant, item_id, created_at, definition_id, execution_id, agent_id, text_hash, is_unindexed, 0, body
+        FROM scoped_items""",
+    "DROP TABLE scoped_items",
+    "CREATE INDEX items_by_time ON context_items (tenant, created_at, item_id)",
+    # What combines with the first column stands behind the order, so that what does not match is never visited.
+    """CREATE INDEX items_by_execution
+        ON context_items (tenant, execution_id, created_at, item_id, definition_id, agent_id)""",
+    "CREATE INDEX items_by_definition ON context_items (tenant, definition_id, created_at, item_id, agent_id)",
+    "CREATE INDEX items_by_agent ON context_items (tenant, agent_id, created_at, item_id)",
+    "CREATE INDEX unindexed_items ON context_items (tenant, created_at, item_id) WHERE is_unindexed = 1",
+    # Texts lie packed in the bodies, where no SQL reads them: the words of older rows are made at the first search.
+    "CREATE INDEX unworded_items ON context_items (number) WHERE is_worded = 0",
+    # Without the texts themselves: a third of the size. The source counts nothing in the rank.
+    """CREATE VIRTUAL TABLE context_words USING fts5 (
+        text, source, content = '', tokenize = 'porter unicode61 remove_diacritics 2')""",
+    "INSERT INTO context_words (context_words, rank) VALUES ('rank', 'bm25(1.0, 0.0)')",
+    """CREATE TABLE context_namespaces (
+        tenant TEXT NOT NULL, namespace TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (tenant, namespace))""",
+)
+
 RECORDS: Final = Schema(
     migrations=(
         (*_DEFINITIONS, *_AGENTS, *_HANDOFFS, *_EXECUTIONS, *_ARTIFACTS, "PRAGMA user_version = 1"),
         (*_LEASES, "PRAGMA user_version = 2"),
         (*_CONTEXT, "PRAGMA user_version = 3"),
         (*_USES, "PRAGMA user_version = 4"),
+        (*_MEMORY, "PRAGMA user_version = 5"),
     )
 )
 """Definitions, agents, handoffs, executions, artifacts, leases, context items: the truth."""

@@ -55,6 +55,8 @@ _SET_DROPPED = """UPDATE vector_namespaces SET changed = changed + 1, dropped = 
 _PUT = """INSERT INTO vectors (tenant, namespace, item_id, changed, metadata, body) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (tenant, namespace, item_id) DO UPDATE SET
         changed = excluded.changed, metadata = excluded.metadata, body = excluded.body"""
+_DELETE_ALL = "DELETE FROM vectors WHERE tenant = ? AND namespace = ?"
+_DELETE_NAMESPACE = "DELETE FROM vector_namespaces WHERE tenant = ? AND namespace = ?"
 _DELETE = "DELETE FROM vectors WHERE tenant = ? AND namespace = ? AND item_id = ?"
 _COUNT = "SELECT count(*) FROM vectors WHERE tenant = ? AND namespace = ?"
 _HAS_ANY = "SELECT 1 FROM vectors WHERE tenant = ? AND namespace = ? LIMIT 1"
@@ -121,6 +123,17 @@ class SqliteVectorIndex:
         key = (TENANT, namespace)
         for start in range(0, len(item_ids), _IDS_A_WRITE):
             await self._database.write(_deleting(key, item_ids[start : start + _IDS_A_WRITE]))
+
+    async def delete_namespace(self, namespace: str) -> None:
+        """Drop all vectors of a namespace, which then takes any dimension."""
+        key = (TENANT, namespace)
+
+        def delete(connection: sqlite3.Connection) -> None:
+            # Numbers begin anew with another epoch, by which every process knows that what it holds is gone.
+            connection.execute(_DELETE_ALL, key)
+            connection.execute(_DELETE_NAMESPACE, key)
+
+        await self._database.write(delete)
 
     async def describe_namespace(self, namespace: str) -> VectorStats:
         """Return what the namespace holds; an unknown one holds nothing."""

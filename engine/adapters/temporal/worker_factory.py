@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from engine.ports.agent_invoker import AgentInvoker
     from engine.ports.artifact_store import ArtifactStore
+    from engine.ports.context_memory import ContextMemory
     from engine.ports.execution_runtime import ExecutionRuntime
     from engine.ports.execution_store import ExecutionStore
     from engine.ports.plan_loader import PlanLoader
@@ -61,6 +62,7 @@ class WorkerParts:
     executions: ExecutionStore
     artifacts: ArtifactStore
     state: StateStore
+    memory: ContextMemory
     runtime: ExecutionRuntime
     search_attributes: list[str]
     """Baton's own that the namespace has registered."""
@@ -85,7 +87,7 @@ def build_worker(
         grace: how long running calls may go on after a stop was asked for.
         runner: the sandbox guards against non-determinism in tests and doubles the cost.
     """
-    agents = AgentActivities(parts.invoker, parts.executions, parts.artifacts, parts.state)
+    agents = AgentActivities(parts.invoker, parts.executions, parts.artifacts, parts.state, parts.memory)
     records = RecordActivities(
         parts.plans, parts.executions, parts.artifacts, parts.state, parts.runtime, parts.search_attributes
     )

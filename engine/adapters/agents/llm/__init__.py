@@ -1,0 +1,1 @@
+"""Agents of kind ``llm``: models behind any endpoint that speaks OpenAI's Chat Completions API."""

@@ -1,0 +1,1 @@
+"""The tools that a model may call: users' Python functions and the tools of MCP servers."""
