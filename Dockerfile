@@ -1,8 +1,8 @@
-# Baton's worker and command line: the packages that requirements.lock names, by their hashes, and the checkout.
+# Baton's worker and command line: the packages that requirements-llm.lock names, by their hashes, and the checkout.
 FROM python:3.11.14-slim-bookworm AS packages
-COPY requirements.lock /
+COPY requirements-llm.lock /
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --only-binary=:all: --require-hashes --requirement /requirements.lock
+    && /opt/venv/bin/pip install --no-cache-dir --only-binary=:all: --require-hashes --requirement /requirements-llm.lock
 
 FROM python:3.11.14-slim-bookworm
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/baton PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

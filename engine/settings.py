@@ -226,9 +226,9 @@ class EngineSettings(BaseModel):
     """Endpoint of the embedder ``openai``; OpenAI's own when absent."""
     embedding_api_key: _Secret | None = Field(default=None, description="a text that is not empty")
     """Key for the embedder ``openai``."""
-    secret_hosts: Annotated[_Texts, _each(r"[A-Za-z0-9_]+=(\*\.)?[^\s/@:*]+(:\d{1,5})?")] = Field(
-        default=(), description="a list of NAME=host, NAME=host:port or NAME=*.domain"
-    )
+    secret_hosts: Annotated[
+        _Texts, _each(r"[A-Za-z_]\w*=((\*\.)?[^\s/@:*]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?)")
+    ] = Field(default=(), description="a list of NAME=host, NAME=host:port or NAME=*.domain")
     """Where a secret may go; one that is not named here may go to every allowed host."""
     secrets_dir: _Folder | None = Field(default=None, description="the path of a folder")
     signing_key: _Secret | None = Field(default=None, description="a text that is not empty")

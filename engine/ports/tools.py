@@ -40,8 +40,11 @@ class ResolvedTools:
 
 
 class ToolSource(Protocol):
-    """Finds tools by the names in an agent's registration: ``package.module:function``, ``mcp://server/tool``, or a
-    name under which a function was registered in code."""
+    """Finds tools by the names in an agent's registration.
+
+    A name is ``package.module:function``, ``mcp://server/tool``, ``mcp://server`` for all tools of a server, or one
+    under which a function was registered in code.
+    """
 
     def why_unknown(self, name: str) -> str | None:
         """Return why a name can't be resolved, as far as that is known without importing or connecting; else None."""
@@ -51,6 +54,7 @@ class ToolSource(Protocol):
         """Find the tools, importing modules and starting MCP servers where need be, within the call's deadline.
 
         Raises:
-            AgentFailure: unavailable or timeout, when a configured MCP server does not start or does not answer.
+            AgentFailure: unavailable or timeout, when a configured MCP server does not start or does not answer;
+                invalid_request or unauthorized, when it may not be asked or refuses.
         """
         ...

@@ -149,7 +149,7 @@ class IndexingService:
         owner = await self._store.get_namespace_owner(self.namespace)
         if owner is None:
             return False
-        if owner != self.own_name():
+        if owner != self.as_owner():
             raise ConflictError(
                 f"The vectors of context memory were made by {owner.embedder} with dimension {owner.dimension}, "
                 f"configured is {self._embedder.name} with {self._embedder.dimension}: run `baton context reindex`",
@@ -157,7 +157,7 @@ class IndexingService:
             )
         return True
 
-    def own_name(self) -> NamespaceOwner:
+    def as_owner(self) -> NamespaceOwner:
         """Return what a namespace of the configured embedder says."""
         return NamespaceOwner(embedder=self._embedder.name, dimension=self._embedder.dimension)
 
@@ -280,7 +280,7 @@ class IndexingService:
                 await asyncio.sleep(CLAIM_PAUSE_SECONDS)
                 continue
             if not await self.has_vectors():
-                await self._store.put_namespace_owner(self.namespace, self.own_name())
+                await self._store.put_namespace_owner(self.namespace, self.as_owner())
             await self._executions.release_lease(CLAIM, self._holder)
 
     async def _sweep_forever(self) -> None:

@@ -109,7 +109,7 @@ class ReindexingService:
 
     async def _drop(self) -> int:
         """Empty the namespace and claim it; return how many items wait to be indexed now."""
-        own = self._indexing.own_name()
+        own = self._indexing.as_owner()
         namespace = self._indexing.namespace
         await self._store.put_namespace_owner(namespace, NamespaceOwner(embedder=_NOBODY, dimension=own.dimension))
         await asyncio.sleep(SETTLING_SECONDS)

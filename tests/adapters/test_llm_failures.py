@@ -166,6 +166,16 @@ async def test_a_structured_answer_that_was_cut_off_is_not_repaired():
     assert len(stub.requests) == 1
 
 
+async def test_an_answer_over_the_limit_is_cut_off(monkeypatch):
+    from engine.adapters.agents.llm import model_clients
+
+    monkeypatch.setattr(model_clients, "MAX_VALUE_BYTES", 10_000)
+    failure, stub = await failure_on("word " * 1_000)
+    assert failure.reason is FailureReason.INVALID_OUTPUT
+    assert "larger than 10000 bytes" in failure.message
+    assert len(stub.requests) == 1
+
+
 async def test_two_repairs_and_no_third():
     failure, stub = await failure_on({"name": "Ada"}, invocation(output_schema=PERSON))
     assert failure.reason is FailureReason.INVALID_OUTPUT

@@ -16,6 +16,7 @@ from examples import feature_workflow
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLE = CHECKOUT / "examples" / "feature_workflow.py"
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 WITHOUT_EXTRA = """
 import runpy, sys
 sys.modules["openai"] = sys.modules["pydantic_ai"] = None
@@ -95,7 +96,9 @@ async def test_the_example_says_what_it_costs_where_the_price_is_known(place, mo
     async with ModelStub(script) as stub:
         monkeypatch.setenv("BATON_LLM_BASE_URL", stub.base_url)
         assert await feature_workflow.main("Implement user authentication") is None
-    assert capsys.readouterr().out == f"{PRINTED}4 requests, 400 + 200 tokens, cost 0.000800 USD\n"
+    printed = capsys.readouterr().out
+    assert printed == f"{PRINTED}4 requests, 400 + 200 tokens, cost 0.000800 USD\n"
+    assert f"```text\n{printed}```\n" in README, "the README shows another output than this"
 
 
 async def test_a_wrong_answer_of_the_model_is_repaired(place, monkeypatch, capsys):

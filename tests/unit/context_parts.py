@@ -46,6 +46,7 @@ class Switch:
     """Stands before a store or embedder: down, slow, or transparent.
 
     Attributes:
+        seconds: that every call waits first; ``delays`` are those of single methods.
         calls: how often each method's call came through.
         asked_at: when each method was called (``time.monotonic``), whether or not it came through.
     """
@@ -54,6 +55,7 @@ class Switch:
         self.behind = behind
         self.is_down = False
         self.seconds = 0.0
+        self.delays: dict[str, float] = {}
         self.calls: dict[str, int] = {}
         self.asked_at: dict[str, list[float]] = {}
 
@@ -64,8 +66,8 @@ class Switch:
 
         async def called(*args: object, **kwargs: object) -> object:
             self.asked_at.setdefault(name, []).append(time.monotonic())
-            if self.seconds:
-                await asyncio.sleep(self.seconds)
+            if delay := self.delays.get(name, self.seconds):
+                await asyncio.sleep(delay)
             if self.is_down:
                 raise StoreError("it is down; the test wants it so")
             self.calls[name] = self.calls.get(name, 0) + 1
@@ -82,6 +84,14 @@ class OtherEmbedder:
 
     async def embed_texts(self, texts: Sequence[str], kind: str) -> list[list[float]]:
         return [[1.0 + text.lower().count(chr(97 + letter)) for letter in range(26)] for text in texts]
+
+
+class RenamedEmbedder(HashingEmbedder):
+    """Another model of the same dimension."""
+
+    @property
+    def name(self) -> str:
+        return "renamed"
 
 
 class Memory:

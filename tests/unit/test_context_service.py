@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from context_parts import START, Clock, Memory, OtherEmbedder, databases, item
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ConflictError, InvalidInputError, StoreError
@@ -274,6 +274,7 @@ async def test_without_words_and_vectors_the_newest_are_found(stores: Any):
     assert await memory.service.search_context("payments", filter={"team": "ops"}) == []
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     query=st.text(min_size=1, max_size=40).filter(str.strip),
     top_k=st.integers(1, 100),
@@ -343,6 +344,17 @@ async def test_own_items_that_are_near_take_no_other_place(memory: Memory):
     assert len(found) == 4
 
 
+async def test_a_recall_is_never_longer_than_asked(memory: Memory):
+    """One of the execution's own is near, one is not, and there are more others than places."""
+    near = item(f"{PAYMENTS} Own.", execution_id="flow-9")
+    far = item("Nothing to see here.", execution_id="flow-9", created_at=START + timedelta(seconds=1))
+    await memory.store.behind.put_items(
+        [near, far, *(item(f"{PAYMENTS} {n}", execution_id=f"e-{n}") for n in range(9))]
+    )
+    found = texts(await memory.service.recall(request(f"{PAYMENTS} Own.")))
+    assert (found[0], found[-1], len(found)) == (near.text, far.text, 4)
+
+
 async def test_a_recall_of_one_is_the_nearest_alone(memory: Memory):
     await memory.store.behind.put_items([item(PAYMENTS), item(LOGIN, execution_id="flow-9")])
     assert texts(await memory.service.recall(request("payments", top_k=1))) == [PAYMENTS]
@@ -405,6 +417,7 @@ async def test_what_is_remembered_is_recalled_at_once(memory: Memory):
 RANKINGS = st.lists(st.lists(st.sampled_from("abcdefghij"), unique=True), max_size=4)
 
 
+@settings(deadline=None, derandomize=True)
 @given(RANKINGS, st.randoms(use_true_random=False))
 def test_the_order_of_rankings_makes_no_difference(rankings: list[list[str]], chance: Any):
     shuffled = [*rankings]
@@ -412,6 +425,7 @@ def test_the_order_of_rankings_makes_no_difference(rankings: list[list[str]], ch
     assert fuse_ranks(shuffled) == fuse_ranks(rankings)
 
 
+@settings(deadline=None, derandomize=True)
 @given(RANKINGS)
 def test_fused_scores_are_ordered_and_bounded(rankings: list[list[str]]):
     fused = fuse_ranks(rankings)
@@ -421,6 +435,7 @@ def test_fused_scores_are_ordered_and_bounded(rankings: list[list[str]]):
     assert all(0 < score <= 1 for score in scores)
 
 
+@settings(deadline=None, derandomize=True)
 @given(RANKINGS, st.sampled_from("abcdefghij"))
 def test_who_leads_everywhere_leads(rankings: list[list[str]], leader: str):
     led = [[leader, *(other for other in ranking if other != leader)] for ranking in rankings if ranking]

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from context_parts import START, Clock, Memory, OtherEmbedder, databases, item
+from context_parts import START, Clock, Memory, OtherEmbedder, RenamedEmbedder, databases, item
 
 from engine.domain.context import ContextFilter, NamespaceOwner
 from engine.domain.context_text import step_item
@@ -278,20 +278,47 @@ async def test_a_sweep_that_fails_is_told_and_made_again(
 # Whose the vectors are.
 
 
-async def test_the_first_write_claims_the_namespace_for_one_embedder(stores: Any, caplog: pytest.LogCaptureFixture):
+async def test_the_first_write_claims_the_namespace_for_one_embedder(stores: Any):
     clock = Clock()
-    memories = [Memory(*stores, clock, holder="one"), Memory(*stores, clock, holder="two", embedder=OtherEmbedder())]
+    memories = [Memory(*stores, clock, holder="one"), Memory(*stores, clock, holder="two", embedder=RenamedEmbedder())]
     items = [item("of one"), item("of two")]
     await memories[0].store.behind.put_items(items)
+    for memory in memories:
+        memory.store.delays["get_namespace_owner"] = 0.05
     outcomes = await asyncio.gather(
         *(memory.indexing.index_items([own]) for memory, own in zip(memories, items, strict=True)),
         return_exceptions=True,
     )
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError", "NoneType"]
     winner = memories[outcomes.index(None)]
-    assert await winner.store.get_namespace_owner("default") == winner.indexing.own_info()
+    assert await winner.store.get_namespace_owner("default") == winner.indexing.as_owner()
     assert await winner.vector_count() == 1
     assert len(await winner.waiting()) == 1
+
+
+async def test_what_was_made_while_the_namespace_changed_hands_is_not_indexed(memory: Memory):
+    await memory.store.put_items([item("text")])
+    await memory.indexing.index_items([])
+    memory.vectors.seconds = 0.2
+    making = asyncio.create_task(memory.indexing.index_items([item("text")]))
+    await asyncio.sleep(0.1)
+    await memory.store.put_namespace_owner("default", NamespaceOwner(embedder="another", dimension=512))
+    with pytest.raises(ConflictError):
+        await making
+    assert await memory.waiting() == ["text"]
+
+
+async def test_who_has_the_wrong_embedder_gives_the_lease_back(memory: Memory, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(indexing, "SWEEP_PAUSE", timedelta(milliseconds=20))
+
+    async def is_free() -> bool:
+        return await memory.executions.behind.acquire_lease(indexing.LEASE, "another", seconds(0.001)) is not None
+
+    async with running(memory):
+        await asyncio.sleep(0.1)
+        assert not await is_free()
+        await memory.store.put_namespace_owner("default", NamespaceOwner(embedder="another", dimension=512))
+        await until(is_free, within=2)
 
 
 async def test_another_embedder_waits_and_says_so_once(
@@ -317,7 +344,7 @@ async def test_vectors_of_another_dimension_are_a_conflict(stores: Any):
     first, other = Memory(*stores, Clock()), Memory(*stores, Clock(), embedder=OtherEmbedder())
     await first.service.add_context("of the first", workflow_id="flow")
     await first.index_all()
-    await first.store.put_namespace_owner("default", other.indexing.own_info())
+    await first.store.put_namespace_owner("default", other.indexing.as_owner())
     await other.store.put_items([item("of the other")])
     with pytest.raises(ConflictError, match="reindex"):
         await other.indexing.index_items([item("of the other")])
@@ -501,6 +528,33 @@ async def test_a_reindex_beside_a_running_indexer_misses_nothing(memory: Memory)
         await reindex
         await indexed(memory, 90)
     assert await memory.vector_count() == 90
+
+
+async def test_what_others_are_indexing_when_a_reindex_begins_is_not_lost(stores: Any, monkeypatch: pytest.MonkeyPatch):
+    """The other process has made its vector, is slow to say so, and says so after everything was marked unindexed."""
+    monkeypatch.setattr(reindexing, "SETTLING_SECONDS", 0.5)
+    clock = Clock()
+    memory, other = Memory(*stores, clock, holder="one"), Memory(*stores, clock, holder="two")
+    await memory.store.put_items([item("text")])
+    other.store.delays["mark_indexed"] = 0.2
+    memory.executions.delays["list_executions"] = 0.4
+    making = asyncio.create_task(other.indexing.index_items([item("text")]))
+    while not other.vectors.calls.get("upsert_vectors"):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    await memory.service.reindex()
+    await making
+    assert await memory.vector_count() == 1
+
+
+async def test_a_reindex_with_an_embedder_that_is_down_drops_nothing(memory: Memory):
+    await memory.service.add_context("text", workflow_id="flow")
+    await memory.index_all()
+    memory.embedder.is_down = True
+    with pytest.raises(StoreError):
+        await memory.service.reindex()
+    assert await memory.vector_count() == 1
+    assert await memory.indexing.has_vectors()
 
 
 async def test_a_store_that_is_down_ends_a_reindex(memory: Memory):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from engine.domain.agent_call import AgentFailure, FailureReason
 from engine.domain.json import MAX_VALUE_BYTES, json_fault
+from engine.masking import mask_text
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -82,4 +83,4 @@ def log_failure(logger: Logger, what: str, error: BaseException) -> None:
         lines = "".join(traceback.format_exception(error, limit=50))
     except BaseException:  # noqa: BLE001 - formatting reads attributes that a user's class may define
         lines = f"{type(error).__name__} (its traceback can't be had)"
-    logger.warning("%s\n%s", what, bounded_text(lines, _MAX_TRACEBACK_CHARS))
+    logger.warning("%s\n%s", what, bounded_text(mask_text(lines), _MAX_TRACEBACK_CHARS))

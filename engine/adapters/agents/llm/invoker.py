@@ -232,7 +232,7 @@ class LlmAgentInvoker:
     async def _key_for(self, config: LlmConfig, endpoint: _Endpoint) -> tuple[str, str | None]:
         """Return the key, and why it is none when an endpoint is called without."""
         try:
-            key = await asyncio.to_thread(self._secrets.fill_in, config.api_key or _DEFAULT_KEY, endpoint.place)
+            key = await asyncio.to_thread(self._secrets.fill_in, config.api_key or _DEFAULT_KEY, endpoint.entry)
         except AgentFailure as failure:
             if config.api_key is not None or endpoint.base_url is None:
                 raise

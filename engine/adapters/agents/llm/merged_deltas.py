@@ -31,8 +31,8 @@ class MergedDeltas:
     """Takes the bytes of a stream of events, and gives back the bytes of fewer.
 
     What is no event of the Chat Completions API, or is in another framing than ``data: {...}`` and a blank line, is
-    given back unchanged. The mark at the end, ``data: [DONE]``, is taken out: who reads on to the end of the bytes leaves
-    the connection fit for the next request.
+    given back unchanged. The mark at the end, ``data: [DONE]``, is taken out: a reader that goes on to the end of the
+    bytes leaves the connection fit for the next request.
 
     Args:
         clock: seconds; monotonic.

@@ -128,7 +128,8 @@ class McpServers:
         from engine.adapters.agents.tools.mcp_http import open_http
 
         parts = urlsplit(place.url)
-        host = f"{parts.hostname}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
+        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        host = f"{name}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
 
         def headers() -> Mapping[str, str]:
             return {name: self._secrets.fill_in(text, host) for name, text in place.headers.items()}
