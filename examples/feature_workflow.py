@@ -67,7 +67,7 @@ async def main(feature_request: str) -> str | None:
         execution = await engine.execute_workflow(workflow_id, {"feature_request": feature_request})
         async for event in engine.watch_execution(execution["execution_id"]):
             is_text = event["type"] == "agent.progress"
-            told = event["data"]["text"] if is_text else f"-- {event['type']} {event['step_id'] or ''}\n"
+            told = event["data"]["text"] if is_text else f"\n-- {event['type']} {event['step_id'] or ''}\n"
             print(told, end="", flush=True, file=sys.stderr)
         result = await engine.get_execution_result(execution["execution_id"], wait=30)
     if result["status"] != "completed":

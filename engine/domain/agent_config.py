@@ -53,7 +53,8 @@ class LlmConfig(BaseModel):
     """Endpoint that speaks OpenAI's API, up to and with ``/v1``; without it the setting ``llm_base_url`` holds, and
     without that OpenAI's own."""
     api_key: str | None = None
-    """``${secret.NAME}``; without it the secret ``OPENAI_API_KEY``."""
+    """``${secret.NAME}``; without it the secret ``OPENAI_API_KEY`` for OpenAI and the setting ``llm_base_url``, and no
+    key for an endpoint of the agent's own."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of one answer."""

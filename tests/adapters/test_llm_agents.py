@@ -350,6 +350,19 @@ async def test_an_endpoint_that_wants_a_key_all_the_same_tells_why_there_was_non
     assert "OPENAI_API_KEY is not set" in failure.message
 
 
+async def test_the_default_key_does_not_go_where_an_agents_config_points():
+    async with ModelStub("Yes.", api_key="right") as stub, ModelStub("Yes.") as other:
+        host = stub.base_url.split("/")[2]
+        secrets = FixedSecrets(OPENAI_API_KEY=KEY)
+        invoker = invoker_on(other, secrets=secrets, hosts=[host])
+        failure = await failure_of(invoker, invocation(base_url=stub.base_url))
+        named = await failure_of(invoker, invocation(base_url=stub.base_url, api_key="${secret.OPENAI_API_KEY}"))
+        await invoker.aclose()
+    assert [request["headers"]["authorization"] for request in stub.requests] == ["Bearer no-key", f"Bearer {KEY}"]
+    assert "api_key: ${secret.OPENAI_API_KEY}" in failure.message
+    assert "api_key:" not in named.message
+
+
 @pytest.mark.parametrize("config", [{}, {"base_url": "https://api.openai.com/v1"}])
 async def test_openai_needs_its_key(config):
     failure = await failure_of(invoker_on(None, secrets=FixedSecrets()), invocation(**config))

@@ -80,7 +80,8 @@ async def test_the_example_plans_a_feature_in_a_process_of_its_own(place, monkey
     assert used.startswith("4 requests, ")
     assert used.endswith(" tokens, cost unknown\n")
     assert "looks for login\n" in stderr
-    assert "graph LR\n    views --> sessions\n-- step.completed relationship\n" in stderr
+    assert "graph LR\n    views --> sessions\n" in stderr
+    assert "\n-- step.completed relationship\n" in stderr
     assert "the-key" not in stdout + stderr
     first, second, detail, relationship = (request["body"] for request in stub.requests)
     assert first["messages"][-1]["content"] == "Implement user authentication"

@@ -9,7 +9,10 @@ import tomllib
 import pytest
 from source_tree import CHECKOUT, PACKAGES, imports, sources
 
-DRIVERS = ("neo4j", "pymongo", "motor", "redis", "pinecone", "sqlite3", "httpx2", "mcp", "mcp_types")
+DRIVERS = (
+    *("neo4j", "pymongo", "motor", "redis", "pinecone", "sqlite3", "httpx2"),
+    *("mcp", "mcp_types", "pydantic_ai", "openai", "genai_prices"),
+)
 HEAVY = (*DRIVERS, "temporalio", "pydantic", "opentelemetry", "click", "rich", "yaml", "zstandard", "jsonschema")
 ADAPTERS_OF = {
     "neo4j": "engine/adapters/neo4j",
@@ -20,6 +23,9 @@ ADAPTERS_OF = {
     "sqlite3": "engine/adapters/sqlite",
     "httpx2": "engine/adapters/agents",
     "mcp": "engine/adapters/agents/tools",
+    "pydantic_ai": "engine/adapters/agents/llm",
+    "openai": "engine/adapters/agents/llm",
+    "genai_prices": "engine/adapters/agents/llm",
     "mcp_types": "engine/adapters/agents/tools",
     "temporalio": "engine/adapters/temporal",
     "msgpack": "engine/adapters/",

@@ -230,7 +230,12 @@ class LlmAgentInvoker:
         return endpoint
 
     async def _key_for(self, config: LlmConfig, endpoint: _Endpoint) -> tuple[str, str | None]:
-        """Return the key, and why it is none when an endpoint is called without."""
+        """Return the key, and why it is none when an endpoint is called without.
+
+        The default key goes to OpenAI and to the operator's ``llm_base_url`` only, never where a stored config points.
+        """
+        if config.api_key is None and endpoint.base_url not in (None, self._default_base_url):
+            return _NO_KEY, f"this endpoint is the agent's own; write api_key: {_DEFAULT_KEY} to send it that secret"
         try:
             key = await asyncio.to_thread(self._secrets.fill_in, config.api_key or _DEFAULT_KEY, endpoint.entry)
         except AgentFailure as failure:
