@@ -566,7 +566,7 @@ class WorkflowEngine:
     async def reindex_context(self) -> types.ReindexedContext:
         """Make all vectors anew with the configured embedder, from the stored texts and the step records."""
         counts = await self._session().context.reindex()
-        return {"items": counts.items, "made": counts.made}
+        return {"items": counts.items, "made": counts.made, "left": counts.left}
 
     # Inside.
 

@@ -237,6 +237,8 @@ class ReindexedContext(TypedDict):
     """Context items that are in the vector index now."""
     made: int
     """Of these, made from step records that had none."""
+    left: int
+    """Outputs that can't be read and texts that the embedder refuses; each is logged."""
 
 
 class StepResult(TypedDict):

@@ -19,10 +19,12 @@ import yaml
 import examples.code_review
 from engine.domain.definition import WorkflowDefinition
 from engine.domain.expressions import RootsScope, compile_template
+from engine.domain.validation import parse_definition
 from examples.code_review.agents import architecture, detail, relationship, report
 from examples.code_review.drawing import MAX_NODES, draw
 from examples.code_review.import_graph import Edge, layers, shortest_cycle, strong_components
 from examples.code_review.measures import complexity, measure_module, public_names
+from examples.code_review.summary import figures, summary_agents, with_summary
 
 DEFINITION = yaml.safe_load(Path(examples.code_review.__file__).with_name("workflow.yaml").read_text(encoding="utf-8"))
 
@@ -217,6 +219,21 @@ def test_a_tree_in_which_nothing_can_be_read_still_gets_a_report(tree):
     output, _ = review(tree({"a.py": "def f(:\n"}))
     assert output["modules"] == 0
     assert "`a.py`: syntax error in line 1" in Path(output["report_path"]).read_text(encoding="utf-8")
+
+
+def test_the_step_of_a_model_is_added_and_the_definition_stays_as_it_is(tree):
+    before = yaml.safe_load(yaml.safe_dump(DEFINITION))
+    summed = with_summary(DEFINITION)
+    assert before == DEFINITION
+    assert parse_definition(summed).issues == []
+    step = summed["steps"][-1]
+    model, fallback = summary_agents("some-model")
+    assert (step["agent_id"], step["fallback"]["agent_id"]) == (model["agent_id"], fallback["agent_id"])
+    assert model["config"]["model"] == "some-model"
+    output, steps = review(tree(LAYERED))
+    told = resolve(step["input_mapping"], {"input": {}, "steps": steps})
+    assert told == {"figures": output["summary"], "findings": output["findings"]}
+    assert figures(told) == {"text": output["summary"]}
 
 
 def test_a_file_lost_between_the_steps_is_named(tree):

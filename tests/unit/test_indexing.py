@@ -285,12 +285,14 @@ async def test_the_first_write_claims_the_namespace_for_one_embedder(stores: Any
     await memories[0].store.behind.put_items(items)
     for memory in memories:
         memory.store.delays["get_namespace_owner"] = 0.05
+    memories[1].store.delays["put_namespace_owner"] = 0.3
     outcomes = await asyncio.gather(
         *(memory.indexing.index_items([own]) for memory, own in zip(memories, items, strict=True)),
         return_exceptions=True,
     )
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError", "NoneType"]
     winner = memories[outcomes.index(None)]
+    winner.store.delays.clear()
     assert await winner.store.get_namespace_owner("default") == winner.indexing.as_owner()
     assert await winner.vector_count() == 1
     assert len(await winner.waiting()) == 1
