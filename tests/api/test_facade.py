@@ -125,6 +125,10 @@ GOOD: dict[str, dict[str, object]] = {
     "handoff_paths": {"source": "agent-a", "target": "agent-b"},
     "repair_executions": {},
     "verify_executions": {},
+    "get_execution_input": {},
+    "add_context": {"text": "a text", "workflow_id": "w"},
+    "search_context": {"query": "a text"},
+    "reindex_context": {},
 }
 BAD: dict[str, dict[str, list[Any]]] = {
     "create_workflow": {
@@ -226,6 +230,25 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "handoff_paths": {"source": NOT_TEXT, "target": NOT_TEXT, "max_hops": [0, -1, 11, True, "6", 1.5]},
     "repair_executions": {"execution_id": NOT_TEXT},
     "verify_executions": {},
+    "get_execution_input": {"execution_id": NOT_TEXT},
+    "add_context": {
+        "text": [5, True, "", None, ["a"], "half \ud800", "x" * 32_001],
+        "scope": [5, "", None, "world"],
+        "workflow_id": NOT_TEXT,
+        "agent_id": NOT_TEXT,
+        "execution_id": NOT_TEXT,
+        "metadata": [5, "a", [], *NOT_JSON],
+    },
+    "search_context": {
+        "query": [5, True, "", None, ["a"], "half \ud800"],
+        "scope": [5, "", "world"],
+        "workflow_id": NOT_TEXT,
+        "agent_id": NOT_TEXT,
+        "execution_id": NOT_TEXT,
+        "top_k": [0, -1, 101, True, "5", 1.5, None],
+        "filter": [5, "a", [], *NOT_JSON],
+    },
+    "reindex_context": {},
 }
 
 
