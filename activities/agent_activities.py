@@ -229,11 +229,14 @@ class _Attempt:
         self.events = [*stored.events, self._event("step.retried", attempt=self.number)]
         return None
 
-    async def _announce(self) -> None:
-        """The call is still open after a moment: the record leaves pending, live state says running."""
+    async def _announce(self) -> bool:
+        """The call is still open after a moment: the record leaves pending, live state says running.
+
+        Return whether that was said; the call may have been answered meanwhile.
+        """
         async with self._announcing:
             if self._is_answered:
-                return
+                return False
             running = self._record(StepStatus.RUNNING)
             try:
                 await self.parts.executions.record_steps([*self.call.decided, running], self.call.run_started_at)
@@ -241,6 +244,7 @@ class _Attempt:
             except StoreError as error:
                 _logger.warning("The start of %s was not recorded: %s", self.address, error)
             await self._publish([*self.call.decided, running], self.events)
+            return True
 
     async def _end_announcement(self) -> None:
         """From here on nothing says running: it has the same token as the outcome, and would replace it."""
@@ -264,7 +268,9 @@ class _Attempt:
             if stored.status is StepStatus.COMPLETED and stored.output is not None:
                 return self._outcome(stored)
             raise ApplicationError("A later attempt has taken over", type="superseded")
-        await self._publish(records, [*session.take_lines(), *record.events], end)
+        # In order: the start of a call that was over at once is told only now, and its lines come behind it.
+        told = sorted([*session.take_lines(), *record.events], key=lambda event: event.id)
+        await self._publish(records, told, end)
         return self._outcome(record).model_copy(update={"closed": end is not None})
 
     async def _store(self, records: list[StepRecord]) -> tuple[list[StepRecord], ExecutionRecord | None]:

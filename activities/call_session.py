@@ -47,10 +47,10 @@ class CallSession:
     """The ``AgentCall`` that an agent's function gets, and the pulse behind it.
 
     ``heartbeat`` and ``emit`` may be called from any thread. ``announce`` is awaited once, when the call has been
-    open for 50 ms.
+    open for 50 ms or emits its first line; False says that the call is over, and its end will take the lines along.
     """
 
-    def __init__(self, facts: CallFacts, state: StateStore, announce: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, facts: CallFacts, state: StateStore, announce: Callable[[], Awaitable[bool]]) -> None:
         self._context: list[JsonValue] = []
         self._facts = facts
         self._state = state
@@ -151,7 +151,8 @@ class CallSession:
             await asyncio.sleep(PULSE_SECONDS)
 
     async def _tell(self) -> None:
-        await self._announce()
+        if not await self._announce():
+            return
         while True:
             await self._publish()
             await self._woken.wait()

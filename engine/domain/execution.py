@@ -158,12 +158,14 @@ class Event(_Record):
 
 
 def _rank(event_type: str) -> int:
-    """Of events in one millisecond a start comes first, and nothing comes behind the execution's end."""
+    """Of events in one millisecond starts come first, then what goes on, then steps' ends, then the execution's."""
     match event_type:
         case "execution.started":
             return 0
         case "execution.completed" | "execution.failed" | "execution.cancelled":
             return 9
+        case "step.completed" | "step.failed" | "step.cancelled" | "step.fell_back":
+            return 3
         case _:
             return 1 if event_type.endswith(".started") else 2
 

@@ -414,3 +414,17 @@ def _scheduled(events: Any) -> list[Any]:
         for event in events
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
     ]
+
+
+async def test_what_a_quick_agent_emits_comes_between_its_start_and_its_end(engine_factory: EngineFactory):
+    def talks(_: object, call: AgentCall) -> dict[str, str]:
+        call.emit("one")
+        call.emit("two")
+        return {"text": "done"}
+
+    engine = engine_factory({"agent-a": talks})
+    execution_id = await start(engine, [{"id": "a", "agent_id": "agent-a"}, {"id": "b", "agent_id": "agent-a"}])
+    told = [event async for event in engine.watch_execution(execution_id)]
+    for step_id in ("a", "b"):
+        types = [event["type"] for event in told if event["step_id"] == step_id]
+        assert types == ["step.started", "agent.progress", "agent.progress", "step.completed"]
