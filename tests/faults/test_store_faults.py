@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from engine.adapters.temporal.dev_server import DevServerLease
     from engine.bootstrap import Stores
+    from engine.domain.context import ContextItem, ContextMatch
+    from engine.ports.context_memory import RecallRequest
 
     Fixture = Any
 
@@ -179,6 +181,22 @@ def call_input(**changes: Any) -> AgentCallInput:
     return call.model_copy(update=changes)
 
 
+class KeptTexts:
+    """A ContextMemory that knows what it was given, and finds nothing."""
+
+    def __init__(self) -> None:
+        self.items: list[ContextItem] = []
+
+    def remember_later(self, item: ContextItem) -> None:
+        self.items.append(item)
+
+    async def remember(self, item: ContextItem) -> None:
+        self.items.append(item)
+
+    async def recall(self, request: RecallRequest) -> list[ContextMatch]:
+        return []
+
+
 async def run_attempt(
     call: AgentCallInput,
     invoker: ScriptedAgentInvoker,
@@ -196,7 +214,7 @@ async def run_attempt(
     environment.info = dataclasses.replace(
         ActivityEnvironment.default_info(), **{**usual, "start_to_close_timeout": minutes, **info}
     )
-    activities = AgentActivities(invoker, executions, stores.artifacts, stores.state)
+    activities = AgentActivities(invoker, executions, stores.artifacts, stores.state, KeptTexts())
     argument = RawValue(environment.payload_converter.to_payload(call))
     return await environment.run(activities.invoke_agent, [argument])
 
