@@ -12,14 +12,14 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from engine.adapters.agents.forwarded_call import ForwardedCall
 from engine.domain.agent_call import AgentFailure, AgentReply, FailureReason
 from engine.masking import knows_secrets, mask_json, mask_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
-    from engine.domain.agent_call import AgentCall, AgentInvocation
+    from engine.domain.agent_call import AgentInvocation
     from engine.domain.execution import ToolCall
     from engine.domain.json import JsonValue
     from engine.ports.agent_invoker import AgentInvoker
@@ -94,45 +94,14 @@ class MaskingAgentInvoker:
         raise masked
 
 
-class _MaskedCall:
+class _MaskedCall(ForwardedCall):
     """The call as an invoker sees it; what it tells the world through it is masked."""
 
-    def __init__(self, call: AgentCall) -> None:
-        self._call = call
-
-    @property
-    def execution_id(self) -> str:
-        return self._call.execution_id
-
-    @property
-    def step_id(self) -> str:
-        return self._call.step_id
-
-    @property
-    def attempt(self) -> int:
-        return self._call.attempt
-
-    @property
-    def idempotency_key(self) -> str:
-        return self._call.idempotency_key
-
-    @property
-    def deadline(self) -> datetime:
-        return self._call.deadline
-
-    @property
-    def context(self) -> list[JsonValue]:
-        return self._call.context
-
-    @property
-    def cancelled(self) -> bool:
-        return self._call.cancelled
-
     def heartbeat(self, progress: JsonValue = None) -> None:
-        self._call.heartbeat(mask_json(progress))
+        super().heartbeat(mask_json(progress))
 
     def emit(self, text: str) -> None:
-        self._call.emit(mask_text(str(text)))
+        super().emit(mask_text(str(text)))
 
 
 def _is_small(*values: JsonValue) -> bool:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from datetime import datetime
+from engine.adapters.agents.forwarded_call import ForwardedCall
 
+if TYPE_CHECKING:
     from engine.domain.agent_call import AgentCall
     from engine.domain.json import JsonValue
 
 __all__ = ["ObservedCall"]
 
 
-class ObservedCall:
+class ObservedCall(ForwardedCall):
     """An ``AgentCall`` for one function's run.
 
     Args:
@@ -22,7 +22,7 @@ class ObservedCall:
     """
 
     def __init__(self, call: AgentCall) -> None:
-        self._call = call
+        super().__init__(call)
         self._given_up = threading.Event()
 
     def cancel(self) -> None:
@@ -30,46 +30,16 @@ class ObservedCall:
         self._given_up.set()
 
     @property
-    def execution_id(self) -> str:
-        """As the call's."""
-        return self._call.execution_id
-
-    @property
-    def step_id(self) -> str:
-        """As the call's."""
-        return self._call.step_id
-
-    @property
-    def attempt(self) -> int:
-        """As the call's."""
-        return self._call.attempt
-
-    @property
-    def idempotency_key(self) -> str:
-        """As the call's."""
-        return self._call.idempotency_key
-
-    @property
-    def deadline(self) -> datetime:
-        """As the call's."""
-        return self._call.deadline
-
-    @property
-    def context(self) -> list[JsonValue]:
-        """As the call's."""
-        return self._call.context
-
-    @property
     def cancelled(self) -> bool:
         """Whether the call's end was asked for, or nobody waits any more."""
-        return self._given_up.is_set() or self._call.cancelled
+        return self._given_up.is_set() or super().cancelled
 
     def heartbeat(self, progress: JsonValue = None) -> None:
         """As the call's, until nobody waits any more."""
         if not self._given_up.is_set():
-            self._call.heartbeat(progress)
+            super().heartbeat(progress)
 
     def emit(self, text: str) -> None:
         """As the call's, until nobody waits any more."""
         if not self._given_up.is_set():
-            self._call.emit(text)
+            super().emit(text)
