@@ -7,18 +7,13 @@ The function is somebody else's code: it runs off the worker's event loop, and w
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
-import threading
-import time
-from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from engine.adapters.agents.agent_functions import AgentFunction, AgentFunctions
-from engine.adapters.agents.agent_threads import AgentLoops, AgentThreads
-from engine.adapters.agents.observed_call import ObservedCall
+from engine.adapters.agents.function_runs import FunctionRuns
 from engine.adapters.agents.replies import checked_output, failure_of, log_failure
 from engine.domain.agent_call import AgentFailure, AgentReply, FailureReason
 
@@ -30,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PythonAgentInvoker"]
 
-_CLOSE_TIMEOUT: Final = timedelta(seconds=5)
 _logger = logging.getLogger(__name__)
 
 
@@ -51,9 +45,7 @@ class PythonAgentInvoker:
         functions: Mapping[str, Callable[..., object]] | None = None,
     ) -> None:
         self._functions = AgentFunctions(agent_modules, functions or {})
-        self._threads = AgentThreads(max_threads)
-        self._loops = AgentLoops()
-        self._calls: set[ObservedCall] = set()
+        self._runs = FunctionRuns(max_threads)
 
     async def invoke_agent(self, invocation: AgentInvocation) -> AgentReply:
         """Call the function once.
@@ -67,36 +59,18 @@ class PythonAgentInvoker:
         name = invocation.agent.config.get("function")
         function = self._functions.find(name)
         if function is None:
-            function = await self._threads.run(partial(self._functions.load, str(name)))
-        call = ObservedCall(invocation.call)
-        self._calls.add(call)
-        try:
-            if function.is_async:
-                outcome = await self._loops.run(partial(_answer_async, function, invocation.input, call))
-            else:
-                answer = partial(_answer, function, invocation.input, call)
-                outcome = await self._threads.run(partial(contextvars.copy_context().run, answer))
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        finally:
-            self._calls.discard(call)
+            function = await self._runs.load(partial(self._functions.load, str(name)))
+        if function.is_async:
+            outcome = await self._runs.run_async(invocation.call, partial(_answer_async, function, invocation.input))
+        else:
+            outcome = await self._runs.run(invocation.call, partial(_answer, function, invocation.input))
         if isinstance(outcome, AgentFailure):
             raise outcome
         return AgentReply(outcome)
 
     async def aclose(self) -> None:
         """Take no more calls and ask those that run to end; after 5 s what is stuck in a user's code is left behind."""
-        give_up_at = time.monotonic() + _CLOSE_TIMEOUT.total_seconds()
-        for call in tuple(self._calls):
-            call.cancel()
-        threads = self._threads.close() + self._loops.close(_CLOSE_TIMEOUT * 0.9)
-        if threads:
-            await asyncio.to_thread(_join, threads, give_up_at)
-
-
-# Outcomes cross threads as values: an event loop and a future take some exceptions of a user's code (SystemExit,
-# CancelledError) for their own, and complain of others when nobody waits any more.
+        await self._runs.aclose()
 
 
 def _answer(function: AgentFunction, content: JsonValue, call: AgentCall) -> JsonObject | AgentFailure:
@@ -132,8 +106,3 @@ def _failure(function: AgentFunction, error: BaseException) -> AgentFailure:
     if not isinstance(error, AgentFailure):
         log_failure(_logger, f"the agent's function {function.name} failed", error)
     return failure_of(error)
-
-
-def _join(threads: list[threading.Thread], give_up_at: float) -> None:
-    for thread in threads:
-        thread.join(max(0.0, give_up_at - time.monotonic()))

@@ -8,22 +8,18 @@ its module's import and its result's serializers included, runs off the worker's
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import importlib
 import inspect
 import logging
-import threading
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from pydantic import ValidationError
 
 from engine.adapters.agents.agent_functions import AgentFunctions, is_async_function
-from engine.adapters.agents.agent_threads import AgentLoops, AgentThreads
-from engine.adapters.agents.observed_call import ObservedCall
+from engine.adapters.agents.function_runs import FunctionRuns
 from engine.adapters.agents.replies import failure_of, log_failure
 from engine.adapters.agents.tools.signatures import signature_of
 from engine.adapters.agents.tools.tool_results import checked_result, tool_failure
@@ -40,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FunctionTools"]
 
-_CLOSE_TIMEOUT: Final = timedelta(seconds=5)
 _FAULTS_SHOWN: Final = 5
 _logger = logging.getLogger(__name__)
 
@@ -56,9 +51,7 @@ class FunctionTools:
     def __init__(self, agent_modules: Sequence[str], *, max_threads: int = 32) -> None:
         self._agent_modules = tuple(agent_modules)
         self._functions = AgentFunctions(agent_modules, {})
-        self._threads = AgentThreads(max_threads)
-        self._loops = AgentLoops()
-        self._calls: set[ObservedCall] = set()
+        self._runs = FunctionRuns(max_threads)
         self._known: dict[str, tuple[Callable[..., object], Tool]] = {}
 
     def why_unknown(self, name: str) -> str | None:
@@ -94,7 +87,7 @@ class FunctionTools:
             return why
         try:
             async with asyncio.timeout(_seconds_left(call)):
-                return await self._threads.run(partial(self._load, name))
+                return await self._runs.load(partial(self._load, name))
         except AgentFailure as failure:
             return failure.message
         except TimeoutError:
@@ -104,12 +97,7 @@ class FunctionTools:
 
     async def aclose(self) -> None:
         """Take no more calls and ask those that run to end; after 5 s what is stuck in a user's code is left behind."""
-        give_up_at = time.monotonic() + _CLOSE_TIMEOUT.total_seconds()
-        for call in tuple(self._calls):
-            call.cancel()
-        threads = self._threads.close() + self._loops.close(_CLOSE_TIMEOUT * 0.9)
-        if threads:
-            await asyncio.to_thread(_join, threads, give_up_at)
+        await self._runs.aclose()
 
     def _load(self, name: str) -> Tool | str:
         if ":" in name:
@@ -149,25 +137,16 @@ class FunctionTools:
     async def _invoke(
         self, function: _ToolFunction, signature: FunctionSignature, given: JsonObject, call: AgentCall
     ) -> JsonValue:
-        observed = ObservedCall(call)
-        self._calls.add(observed)
         try:
             async with asyncio.timeout(_seconds_left(call)):
                 if function.is_async:
-                    outcome = await self._loops.run(partial(_answer_async, function, signature, given, observed))
+                    outcome = await self._runs.run_async(call, partial(_answer_async, function, signature, given))
                 else:
-                    answer = partial(_answer, function, signature, given, observed)
-                    outcome = await self._threads.run(partial(contextvars.copy_context().run, answer))
-        except asyncio.CancelledError:
-            observed.cancel()
-            raise
+                    outcome = await self._runs.run(call, partial(_answer, function, signature, given))
         except TimeoutError:
-            observed.cancel()
             raise tool_failure("The tool did not end before the step's deadline") from None
         except AgentFailure as failure:
             raise tool_failure(failure.message) from None
-        finally:
-            self._calls.discard(observed)
         if isinstance(outcome, ToolFailure):
             raise outcome
         return outcome
@@ -178,9 +157,6 @@ class _ToolFunction:
     name: str
     function: Callable[..., object]
     is_async: bool
-
-
-# Outcomes cross threads as values, for the reasons that python_agents gives.
 
 
 def _answer(
@@ -229,8 +205,3 @@ def _failure(function: _ToolFunction, error: BaseException) -> ToolFailure:
 
 def _seconds_left(call: AgentCall) -> float:
     return max((call.deadline - datetime.now(UTC)).total_seconds(), 0.0)
-
-
-def _join(threads: list[threading.Thread], give_up_at: float) -> None:
-    for thread in threads:
-        thread.join(max(0.0, give_up_at - time.monotonic()))
