@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["READ_STATEMENTS", "Neo4jAgentGraph"]
 
-_CALLED: Final = """MATCH (s:Step) USING INDEX s:Step(tenant, agent_id, workflow_id)
+_CALLED: Final = """MATCH (s:Step) USING INDEX SEEK s:Step(tenant, agent_id, workflow_id)
     WHERE s.tenant = $tenant AND s.agent_id = $id AND s.workflow_id >= $first AND s.workflow_id <= $last
         AND CASE WHEN s.workflow_id = $after THEN $is_after_inclusive ELSE true END
     MATCH (w:Workflow {tenant: $tenant, id: s.workflow_id}) WHERE w.status = 'active'
@@ -41,7 +41,7 @@ _CALLED: Final = """MATCH (s:Step) USING INDEX s:Step(tenant, agent_id, workflow
         collect([s.position, s.step_id]) AS steps
     ORDER BY tenant, agent_id, workflow_id LIMIT $count
     RETURN workflow_id, steps"""
-_FALLEN_BACK_TO: Final = """MATCH (s:Step) USING INDEX s:Step(tenant, fallback_agent_id, workflow_id)
+_FALLEN_BACK_TO: Final = """MATCH (s:Step) USING INDEX SEEK s:Step(tenant, fallback_agent_id, workflow_id)
     WHERE s.tenant = $tenant AND s.fallback_agent_id = $id AND s.workflow_id >= $first AND s.workflow_id <= $last
         AND CASE WHEN s.workflow_id = $after THEN $is_after_inclusive ELSE true END
     MATCH (w:Workflow {tenant: $tenant, id: s.workflow_id}) WHERE w.status = 'active'

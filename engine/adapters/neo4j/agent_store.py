@@ -48,20 +48,20 @@ _GET_ALL: Final = """UNWIND $ids AS id
     MATCH (v:AgentVersion {tenant: $tenant, agent_id: id, version: a.head})
     RETURN v.body AS body"""
 # See the definitions' lists for the order and the CASE.
-_LIST: Final = """MATCH (a:Agent) USING INDEX a:Agent(tenant, created_at)
+_LIST: Final = """MATCH (a:Agent) USING INDEX SEEK a:Agent(tenant, created_at)
     WHERE a.tenant = $tenant AND a.created_at <= $at
         AND CASE WHEN a.created_at = $at THEN a.id < $after_id ELSE true END
     WITH a ORDER BY a.tenant DESC, a.created_at DESC, a.id DESC LIMIT $count
     MATCH (v:AgentVersion {tenant: $tenant, agent_id: a.id, version: a.head})
     RETURN a.created_at AS created_at, a.id AS id, v.body AS body ORDER BY created_at DESC, id DESC"""
-_LIST_BY_STATUS: Final = """MATCH (a:Agent) USING INDEX a:Agent(tenant, status, created_at)
+_LIST_BY_STATUS: Final = """MATCH (a:Agent) USING INDEX SEEK a:Agent(tenant, status, created_at)
     WHERE a.tenant = $tenant AND a.status = $status AND a.created_at <= $at
         AND CASE WHEN a.created_at = $at THEN a.id < $after_id ELSE true END
     WITH a ORDER BY a.tenant DESC, a.status DESC, a.created_at DESC, a.id DESC LIMIT $count
     MATCH (v:AgentVersion {tenant: $tenant, agent_id: a.id, version: a.head})
     RETURN a.created_at AS created_at, a.id AS id, v.body AS body ORDER BY created_at DESC, id DESC"""
 _LIST_CAPABLE: Final = """MATCH (a:Agent)-[c:HAS_CAPABILITY]->(:Capability)
-    USING INDEX c:HAS_CAPABILITY(tenant, capability, created_at)
+    USING INDEX SEEK c:HAS_CAPABILITY(tenant, capability, created_at)
     WHERE c.tenant = $tenant AND c.capability = $capability AND c.created_at <= $at
         AND a.status = coalesce($status, a.status)
         AND CASE WHEN c.created_at = $at THEN a.id < $after_id ELSE true END

@@ -74,13 +74,13 @@ _GET: Final = """MATCH (w:Workflow {tenant: $tenant, id: $id})
     RETURN w.status AS status, v.body AS body"""
 # The order names the index's columns from the first on, or else the server would sort all that match. The condition
 # on the position is a CASE, because an OR would be planned as two searches.
-_LIST: Final = """MATCH (w:Workflow) USING INDEX w:Workflow(tenant, status, created_at)
+_LIST: Final = """MATCH (w:Workflow) USING INDEX SEEK w:Workflow(tenant, status, created_at)
     WHERE w.tenant = $tenant AND w.status = $status AND w.created_at <= $at
         AND CASE WHEN w.created_at = $at THEN w.id < $after_id ELSE true END
     WITH w ORDER BY w.tenant DESC, w.status DESC, w.created_at DESC, w.id DESC LIMIT $count
     MATCH (v:WorkflowVersion {tenant: $tenant, workflow_id: w.id, version: w.head})
     RETURN w.created_at AS created_at, w.id AS id, v.body AS body ORDER BY created_at DESC, id DESC"""
-_LIST_TAGGED: Final = """MATCH (w:Workflow)-[t:TAGGED]->(:Tag) USING INDEX t:TAGGED(tenant, tag, created_at)
+_LIST_TAGGED: Final = """MATCH (w:Workflow)-[t:TAGGED]->(:Tag) USING INDEX SEEK t:TAGGED(tenant, tag, created_at)
     WHERE t.tenant = $tenant AND t.tag = $tag AND t.created_at <= $at AND w.status = $status
         AND CASE WHEN t.created_at = $at THEN w.id < $after_id ELSE true END
         AND all(name IN $other_tags WHERE EXISTS { (w)-[:TAGGED]->(:Tag {tenant: $tenant, name: name}) })

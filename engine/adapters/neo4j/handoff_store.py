@@ -31,13 +31,13 @@ _PUT: Final = """FOREACH (agent_id IN $agent_ids |
         target_agent_id: $target_agent_id, definition_id: $definition_id, created_at: $created_at, token: $token,
         body: $body}]->(t)"""
 # See the definitions' lists for the order and the CASE.
-_LIST: Final = """MATCH ()-[h:HANDS_OFF_TO]->() USING INDEX h:HANDS_OFF_TO(tenant, status, created_at)
+_LIST: Final = """MATCH ()-[h:HANDS_OFF_TO]->() USING INDEX SEEK h:HANDS_OFF_TO(tenant, status, created_at)
     WHERE h.tenant = $tenant AND h.status = 'active' AND h.created_at >= $at
         AND CASE WHEN h.created_at = $at THEN h.id > $after_id ELSE true END
     WITH h ORDER BY h.tenant, h.status, h.created_at, h.id LIMIT $count
     RETURN h.created_at AS created_at, h.id AS id, h.body AS body"""
 _LIST_BY_SOURCE: Final = """MATCH ()-[h:HANDS_OFF_TO]->()
-    USING INDEX h:HANDS_OFF_TO(tenant, status, source_agent_id, created_at)
+    USING INDEX SEEK h:HANDS_OFF_TO(tenant, status, source_agent_id, created_at)
     WHERE h.tenant = $tenant AND h.status = 'active' AND h.source_agent_id = $source_agent_id AND h.created_at >= $at
         AND CASE WHEN h.created_at = $at THEN h.id > $after_id ELSE true END
         AND h.target_agent_id = coalesce($target_agent_id, h.target_agent_id)
@@ -45,20 +45,20 @@ _LIST_BY_SOURCE: Final = """MATCH ()-[h:HANDS_OFF_TO]->()
     WITH h ORDER BY h.tenant, h.status, h.source_agent_id, h.created_at, h.id LIMIT $count
     RETURN h.created_at AS created_at, h.id AS id, h.body AS body"""
 _LIST_BY_TARGET: Final = """MATCH ()-[h:HANDS_OFF_TO]->()
-    USING INDEX h:HANDS_OFF_TO(tenant, status, target_agent_id, created_at)
+    USING INDEX SEEK h:HANDS_OFF_TO(tenant, status, target_agent_id, created_at)
     WHERE h.tenant = $tenant AND h.status = 'active' AND h.target_agent_id = $target_agent_id AND h.created_at >= $at
         AND CASE WHEN h.created_at = $at THEN h.id > $after_id ELSE true END
         AND CASE WHEN $definition_id IS NULL THEN true ELSE h.definition_id = $definition_id END
     WITH h ORDER BY h.tenant, h.status, h.target_agent_id, h.created_at, h.id LIMIT $count
     RETURN h.created_at AS created_at, h.id AS id, h.body AS body"""
 _LIST_BY_DEFINITION: Final = """MATCH ()-[h:HANDS_OFF_TO]->()
-    USING INDEX h:HANDS_OFF_TO(tenant, status, definition_id, created_at)
+    USING INDEX SEEK h:HANDS_OFF_TO(tenant, status, definition_id, created_at)
     WHERE h.tenant = $tenant AND h.status = 'active' AND h.definition_id = $definition_id AND h.created_at >= $at
         AND CASE WHEN h.created_at = $at THEN h.id > $after_id ELSE true END
     WITH h ORDER BY h.tenant, h.status, h.definition_id, h.created_at, h.id LIMIT $count
     RETURN h.created_at AS created_at, h.id AS id, h.body AS body"""
 _LIST_AMONG: Final = """UNWIND $agent_ids AS agent_id
-    MATCH ()-[h:HANDS_OFF_TO]->() USING INDEX h:HANDS_OFF_TO(tenant, status, source_agent_id, created_at)
+    MATCH ()-[h:HANDS_OFF_TO]->() USING INDEX SEEK h:HANDS_OFF_TO(tenant, status, source_agent_id, created_at)
     WHERE h.tenant = $tenant AND h.status = 'active' AND h.source_agent_id = agent_id AND h.created_at >= ''
         AND CASE WHEN h.definition_id IS NULL THEN true ELSE h.definition_id = $definition_id END
     RETURN h.body AS body ORDER BY h.created_at, h.id"""
