@@ -60,7 +60,6 @@ class EngineSession:
     """Everything an engine has open, on one event loop; made there, used there, closed there."""
 
     def __init__(self, settings: EngineSettings, invoker: AgentInvoker | None = None) -> None:
-        from engine.adapters.temporal.connection import TemporalConnection
         from engine.adapters.temporal.runtime import TemporalRuntime
         from engine.adapters.temporal.worker_factory import INTERPRETER_VERSION
         from engine.adapters.write_behind import WriteBehindStateStore
@@ -68,15 +67,7 @@ class EngineSession:
         self.settings = settings
         self.stores = open_stores(settings)
         self._tracing = _open_tracing()
-        interceptors: list[Interceptor] = [self._tracing.interceptor()] if self._tracing else []
-        is_embedded = not settings.has_temporal_address()
-        self.connection: TemporalConnection = TemporalConnection(
-            None if is_embedded else settings.temporal_connect_config,
-            settings.data_dir,
-            settings.compression_threshold,
-            interceptors,
-            None if settings.metrics_address is None else _metrics_runtime(settings.metrics_address),
-        )
+        self.connection = _open_connection(settings, [self._tracing.interceptor()] if self._tracing else [])
         embeds_worker = settings.worker == "embedded"
         self.runtime: TemporalRuntime = TemporalRuntime(
             self.connection, settings.task_queue, self.start_worker if embeds_worker else None
@@ -96,25 +87,7 @@ class EngineSession:
             _now,
             settings.retry_count,
         )
-        self.indexing = IndexingService(
-            stores.context,
-            stores.vectors,
-            stores.embedder,
-            stores.executions,
-            _now,
-            holder=_new_ulid(),
-            batch_size=settings.batch_size,
-        )
-        search = ContextSearch(stores.context, stores.vectors, stores.words, stores.embedder, self.indexing)
-        reindexing = ReindexingService(
-            stores.context,
-            stores.vectors,
-            stores.executions,
-            stores.artifacts,
-            self.indexing,
-            batch_size=settings.batch_size,
-        )
-        self.context = ContextService(stores.context, search, self.indexing, reindexing, _now)
+        self.context, self.indexing = _open_context(stores, settings.batch_size)
         self.secrets = ConfiguredSecrets(os.environ, settings.secrets_dir, settings.secret_hosts)
         self.tools = self._open_tools()
         self.definitions = DefinitionService(
@@ -362,6 +335,35 @@ async def open_copy(settings: EngineSettings, source: Literal["embedded", "confi
             settings.batch_size,
             settings.retry_count,
         )
+
+
+def _open_connection(settings: EngineSettings, interceptors: list[Interceptor]) -> TemporalConnection:
+    from engine.adapters.temporal.connection import TemporalConnection
+
+    return TemporalConnection(
+        settings.temporal_connect_config if settings.has_temporal_address() else None,
+        settings.data_dir,
+        settings.compression_threshold,
+        interceptors,
+        None if settings.metrics_address is None else _metrics_runtime(settings.metrics_address),
+    )
+
+
+def _open_context(stores: Stores, batch_size: int) -> tuple[ContextService, IndexingService]:
+    indexing = IndexingService(
+        stores.context,
+        stores.vectors,
+        stores.embedder,
+        stores.executions,
+        _now,
+        holder=_new_ulid(),
+        batch_size=batch_size,
+    )
+    search = ContextSearch(stores.context, stores.vectors, stores.words, stores.embedder, indexing)
+    reindexing = ReindexingService(
+        stores.context, stores.vectors, stores.executions, stores.artifacts, indexing, batch_size=batch_size
+    )
+    return ContextService(stores.context, search, indexing, reindexing, _now), indexing
 
 
 def _open_tracing():  # noqa: ANN202

@@ -91,16 +91,7 @@ class ContextSearch:
         depth = FILTERED_DEPTH if wanted else max(LEAST_DEPTH, 2 * top_k)
         has_vectors = await self._indexing.has_vectors()
         worded = [] if self._words is None else await self._words.find_by_words(text, where, limit=depth)
-        values: list[float] | None = None
-        cosines: dict[str, float] = {}
-        fault: Exception | None = None
-        try:
-            async with asyncio.timeout(patience):
-                [values] = await self._embedder.embed_texts([text], "query")
-                if has_vectors:
-                    cosines = await self._nearest(values, where, wanted, depth)
-        except (StoreError, InvalidInputError, TimeoutError) as error:
-            fault = error
+        values, cosines, fault = await self._by_meaning(text, where, wanted, depth if has_vectors else 0, patience)
         fresh = await (self._fresh(where, cosines) if fault is None else self._newest(where))
         measurable = [item for item in fresh if not self._indexing.is_refused(item)]
         if values is not None and measurable:
@@ -120,6 +111,18 @@ class ContextSearch:
         known |= await self._store.get_items(lacking)
         items = {item_id: item for item_id, item in known.items() if is_wanted(item, where, wanted)}
         return self._ranked(items, worded, cosines)[:top_k]
+
+    async def _by_meaning(
+        self, text: str, where: ContextFilter, wanted: JsonObject, depth: int, patience: float | None
+    ) -> tuple[list[float] | None, dict[str, float], Exception | None]:
+        """Return the query's vector, cosines of the nearest ``depth`` items, and what kept either from being had."""
+        values: list[float] | None = None
+        try:
+            async with asyncio.timeout(patience):
+                [values] = await self._embedder.embed_texts([text], "query")
+                return values, await self._nearest(values, where, wanted, depth) if depth else {}, None
+        except (StoreError, InvalidInputError, TimeoutError) as error:
+            return values, {}, error
 
     def _ranked(
         self, items: Mapping[str, ContextItem], worded: Sequence[str], cosines: Mapping[str, float]
