@@ -247,6 +247,8 @@ class StepRecord(_Record):
     """Of all attempts of this logical call, in order."""
     context: list[ContextSource] = Field(default_factory=list[ContextSource])
     """What was recalled for it."""
+    handed: Value | None = None
+    """What handoffs read of the reply and the output: an object of those top keys."""
     transcript: Value | None = None
     """Prompts and replies as a list of messages; kept only when the execution asked for a trace."""
 

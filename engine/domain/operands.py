@@ -90,6 +90,11 @@ class Located:
             raise Unavailable
         return declared[key]
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether an activity can find it; what is not stored is small."""
+        return self.stored is not None or (self.value is not None and self.value.ref is not None)
+
     def reference(self) -> OperandRef:
         """Where an activity finds the value at the path."""
         segments = list(self.segments)
@@ -154,7 +159,7 @@ def locate_operands(paths: tuple[Path, ...], source: ValueSource) -> dict[str, O
             _require_default(path)
             continue
         size = json_size(value, limit=MAX_DECLARED_BYTES)
-        if size > MAX_DECLARED_BYTES or inline_bytes + size > _MAX_INLINE_OPERANDS_BYTES:
+        if located.is_stored and (size > MAX_DECLARED_BYTES or inline_bytes + size > _MAX_INLINE_OPERANDS_BYTES):
             operands[path.text] = located.reference()
         else:
             inline_bytes += size

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal
 
+from engine.domain.decisions import Admission, TooLargeToDecideError, admit, handed_path
 from engine.domain.execution import (
     Cancellation,
     ErrorPayload,
@@ -25,7 +26,7 @@ from engine.domain.execution import (
     Value,
     micros,
 )
-from engine.domain.expressions import MissingPathError, Template, compile_template, json_size
+from engine.domain.expressions import Missing, MissingPathError, Template, compile_template, json_size
 from engine.domain.ids import call_address
 from engine.domain.json import JsonObject, JsonValue
 from engine.domain.messages import (
@@ -35,10 +36,11 @@ from engine.domain.messages import (
     CarriedState,
     ClosingCall,
     RecallInput,
+    RetryDelays,
     SettledStep,
     StepOutcome,
 )
-from engine.domain.operands import call_input, call_input_with_context, locate_operands, missing_path
+from engine.domain.operands import Unavailable, call_input, call_input_with_context, locate_operands, missing_path
 from engine.domain.plan import output_of
 from engine.domain.plan_values import PlanValues, StepState
 from engine.errors import ErrorCode
@@ -145,11 +147,17 @@ class ExecutionProgress:
         self._order = {step.id: index for index, step in enumerate(plan.steps)}
         self._dependants: dict[str, list[str]] = {step.id: [] for step in plan.steps}
         self._recalls = plan.recalls
+        self._failing: Ending | None = None
+        """A step has failed, and what runs may end before the execution does."""
+        self._admissions: dict[str, Admission] = {}
+        """Of steps whose handoffs give inputs or are to be recorded."""
         self._templates: dict[str, tuple[Template, Template | None]] = {}
         self._ready: list[int] = []
         self._running: dict[str, str] = {}
         self._unsettled = len(plan.steps)
         self._settled_order: list[str] = []
+        self._has_passed_over = False
+        """Whether a step was skipped, or failed without ending the execution: from then on joins decide."""
         for step in plan.steps:
             self.steps[step.id].waiting_for = len(step.depends_on)
             for dependency in step.depends_on:
@@ -169,7 +177,7 @@ class ExecutionProgress:
     @property
     def has_ready(self) -> bool:
         """Whether a step could be dispatched now."""
-        return bool(self._ready) and self.ending is None
+        return bool(self._ready) and self.ending is None and self._failing is None
 
     @property
     def is_over(self) -> bool:
@@ -180,10 +188,12 @@ class ExecutionProgress:
         """Dispatch ready steps in definition order, within the window of pending calls and bytes."""
         actions: list[InvokeAgent] = []
         window_bytes = 0
-        while self._ready and self.ending is None:
+        while self.has_ready:
             if len(self._running) >= MAX_PENDING_CALLS or window_bytes > MAX_WINDOW_BYTES:
                 break
             step = self.plan.steps[heapq.heappop(self._ready)]
+            if not self._admit(step, now):
+                continue
             action = self._invoke(step, now)
             if action is not None:
                 actions.append(action)
@@ -201,6 +211,7 @@ class ExecutionProgress:
         state.completed_at = outcome.completed_at
         state.started_at = state.started_at or outcome.started_at
         state.output = outcome.output
+        state.handed = outcome.handed
         state.status = StepStatus.COMPLETED
         self.usage += outcome.usage
         self.warnings.extend(outcome.warnings)
@@ -208,10 +219,11 @@ class ExecutionProgress:
             self.decided = [*sent.decided, *self.decided]
         if outcome.unrecorded:
             self.decided.append(self._record_of_outcome(step_id, state, outcome))
+        was_open = self.ending is None
         self._settle(step_id)
-        if self._unsettled == 0 and self.ending is None:
-            self.ending = Ending(ExecutionStatus.COMPLETED)
+        if was_open and self.ending is not None and self.ending.status is ExecutionStatus.COMPLETED:
             self.recorded_output = outcome.output if outcome.closed else None
+        self._end_when_idle()
 
     def apply_failure(
         self, address: str, failure: CallFailure, sent: AgentCallInput, now: datetime
@@ -224,29 +236,31 @@ class ExecutionProgress:
         if failure.kind == "cancelled" or self.ending is not None:
             self._close_call(step_id, StepStatus.CANCELLED, failure, now, "step.cancelled")
             return None
-        if failure.kind == "lost" and state.resumes < MAX_RESUMES:
+        if failure.kind == "lost" and state.resumes < MAX_RESUMES and not step.at_most_once:
             state.resumes += 1
             return self._schedule(step, state, sent.model_copy(update={"resumed": True, "decided": []}), 1)
         state.attempts += failure.attempts
         self.usage += failure.usage
-        if failure.kind not in ("input", "store") and state.choice + 1 < len(step.agents):
+        falls_back = not step.fallback_on or failure.reason in step.fallback_on
+        if falls_back and failure.kind not in ("input", "store") and state.choice + 1 < len(step.agents):
             self._close_call(step_id, StepStatus.FAILED, failure, now, "step.fell_back")
             state.choice += 1
             return self._invoke(step, now)
         self._close_call(step_id, StepStatus.FAILED, failure, now, "step.failed")
         self._fail(step, state)
+        self._end_when_idle()
         return None
 
     def cancel(self, cancel: Cancellation) -> None:
         """Stop dispatching: the execution ends as cancelled unless its end was decided before."""
         if self.ending is None:
-            self.ending = Ending(ExecutionStatus.CANCELLED, cancel=cancel)
+            self.ending = self._failing or Ending(ExecutionStatus.CANCELLED, cancel=cancel)
 
     def time_out(self) -> None:
         """The deadline has passed."""
         if self.ending is None:
             at = self.facts.deadline_at
-            self.ending = Ending(
+            self.ending = self._failing or Ending(
                 ExecutionStatus.FAILED,
                 ErrorPayload(
                     code=ErrorCode.EXECUTION_TIMEOUT,
@@ -336,8 +350,13 @@ class ExecutionProgress:
         state.started_at = state.started_at or now
         address = call_address(step.id, None, state.n)
         input_template, output_template = self._templates_of(step)
+        admission = self._admissions.get(step.id)
+        mapping: JsonObject = step.input_mapping
         try:
-            resolved = call_input_with_context(input_template, step.input_mapping, self.values)
+            if admission is not None and admission.mappings:
+                mapping = {**self._handed_inputs(admission), **mapping}
+                input_template = compile_template(mapping)
+            resolved = call_input_with_context(input_template, mapping, self.values)
             recall = self._recall(step)
             foreign = () if output_template is None else output_template.paths
             operands = locate_operands(tuple(path for path in foreign if path.root != "output"), self.values)
@@ -368,6 +387,9 @@ class ExecutionProgress:
             tags=self.facts.tags,
         )
         thinking = {
+            "events": self._admission_events(step, state, now),
+            "handed": step.handed,
+            "delays": _delays(step) if step.retry.jitter else None,
             "output_schema": step.output_schema,
             "reply_keys": step.reply_keys,
             "recall": recall,
@@ -429,11 +451,124 @@ class ExecutionProgress:
         step_id = self._running.pop(address)
         self._close_call(step_id, StepStatus.FAILED, failure, now, "step.failed")
         self._fail(step, self.steps[step_id])
+        self._end_when_idle()
+
+    def _admit(self, step: PlanStep, now: datetime) -> bool:
+        """Whether a step whose dependencies have settled is run; one that is not is skipped or fails here."""
+        if step.join == "all" and not step.edges and step.when is None and not self._has_passed_over:
+            return True
+        try:
+            admission = admit(step, self.steps, self.values)
+        except TooLargeToDecideError as error:
+            self._fail_undecidable(step, error, now)
+            return False
+        if admission.handoffs:
+            self._admissions[step.id] = admission
+        if admission.refused_by is None:
+            return True
+        self._skip(step, admission, now)
+        return False
+
+    def _skip(self, step: PlanStep, admission: Admission, now: datetime) -> None:
+        state = self.steps[step.id]
+        state.n += 1
+        state.run_id = self.facts.run_id
+        state.status = StepStatus.SKIPPED
+        state.completed_at = now
+        state.note = admission.reason
+        self._has_passed_over = True
+        skipped = Event.at_instant(
+            "step.skipped",
+            now,
+            call_address(step.id, None, state.n),
+            step.id,
+            because=admission.refused_by,
+            reason=admission.reason,
+            values=admission.values,
+        )
+        self.decided.append(
+            StepRecord(
+                execution_id=self.facts.execution_id,
+                run_id=self.facts.run_id,
+                step_id=step.id,
+                n=state.n,
+                token=micros(now),
+                status=StepStatus.SKIPPED,
+                agent_id=step.agents[0],
+                reason=admission.refused_by,
+                completed_at=now,
+                events=[*self._admission_events(step, state, now), skipped],
+            )
+        )
+        self._settle(step.id)
+
+    def _admission_events(self, step: PlanStep, state: StepState, now: datetime) -> list[Event]:
+        admission = self._admissions.get(step.id)
+        if admission is None or state.n > 1:
+            return []
+        return [
+            Event.at_instant(
+                "handoff.taken" if decision.is_taken else "handoff.refused",
+                now,
+                f"{call_address(step.id, None, 1)}:{decision.edge.handoff_id}",
+                step.id,
+                handoff_id=decision.edge.handoff_id,
+                source_step=decision.edge.source_step,
+                target_step=step.id,
+                source_agent_id=decision.edge.source_agent_id,
+                target_agent_id=decision.edge.target_agent_id,
+                reason=decision.reason,
+                values=decision.values,
+            )
+            for decision in admission.handoffs
+        ]
+
+    def _handed_inputs(self, admission: Admission) -> JsonObject:
+        """Inputs that handoffs add: those of their keys that are there."""
+        added: JsonObject = {}
+        for edge in admission.mappings:
+            for key, target in edge.data_mapping.items():
+                path = handed_path(edge.source_step, (key,))
+                located = self.values.locate(path)
+                try:
+                    is_there = not isinstance(located, Missing) and not isinstance(located.read(), Missing)
+                except Unavailable:
+                    is_there = True
+                if is_there:
+                    added.setdefault(target, f"${{{path.text}}}")
+        return added
+
+    def _fail_undecidable(self, step: PlanStep, error: TooLargeToDecideError, now: datetime) -> None:
+        state = self.steps[step.id]
+        state.n += 1
+        state.agent_id = step.agents[0]
+        message = (
+            f"Whether step {step.id} runs depends on {error.path.text}, which is too large for a condition (over 16 KiB); "
+            "let the agent reply with a smaller value to decide by"
+        )
+        failure = CallFailure("input", ErrorCode.INVALID_INPUT, message, 0, details={"path": error.path.text})
+        self._close_call(step.id, StepStatus.FAILED, failure, now, "step.failed")
+        self._fail(step, state)
+        self._end_when_idle()
+
+    def _end_when_idle(self) -> None:
+        if self._failing is not None and self.ending is None and not self._running:
+            self.ending = self._failing
 
     def _fail(self, step: PlanStep, state: StepState) -> None:
-        self._settle(step.id)
-        if state.error is not None and self.ending is None:
-            self.ending = Ending(
+        if step.on_error == "continue" and state.error is not None and self.ending is None:
+            state.is_continued = True
+            self._has_passed_over = True
+            self.warnings.append(
+                ExecutionWarning(
+                    code="step_failed",
+                    message=f"Step {step.id} failed, and the execution went on: {state.error.message}",
+                    step_id=step.id,
+                )
+            )
+        self._settle(step.id, has_failed=not state.is_continued)
+        if state.error is not None and self.ending is None and not state.is_continued and self._failing is None:
+            ending = Ending(
                 ExecutionStatus.FAILED,
                 ErrorPayload(
                     code=state.error.code,
@@ -441,6 +576,10 @@ class ExecutionProgress:
                     details=state.error.details,
                 ),
             )
+            if self.plan.on_failure == "finish":
+                self._failing = ending
+            else:
+                self.ending = ending
 
     def _close_call(
         self, step_id: str, status: StepStatus, failure: CallFailure, now: datetime, event_type: str
@@ -480,6 +619,7 @@ class ExecutionProgress:
                 usage=failure.usage,
                 tool_calls=failure.tool_calls,
                 events=[
+                    *self._admission_events(self._plan_steps[step_id], state, now),
                     Event.at_instant(
                         event_type,
                         now,
@@ -488,7 +628,7 @@ class ExecutionProgress:
                         agent_id=state.agent_id,
                         reason=failure.reason,
                         message=failure.message,
-                    )
+                    ),
                 ],
             )
         )
@@ -519,10 +659,13 @@ class ExecutionProgress:
                 )
             ],
             warnings=outcome.warnings,
+            handed=outcome.handed,
         )
 
-    def _settle(self, step_id: str) -> None:
+    def _settle(self, step_id: str, *, has_failed: bool = False) -> None:
         self._unsettled -= 1
+        if self._unsettled == 0 and self.ending is None and self._failing is None and not has_failed:
+            self.ending = Ending(ExecutionStatus.COMPLETED)
         self._settled_order.append(step_id)
         for dependant in self._dependants[step_id]:
             waiting = self.steps[dependant]
@@ -539,7 +682,14 @@ class ExecutionProgress:
             n=state.n,
             output=state.output if keep and small else None,
             in_record=keep and not small,
+            status=state.status,
+            error=state.error if state.is_continued else None,
+            handed=state.handed if self._hands_on(step_id) else None,
         )
+
+    def _hands_on(self, step_id: str) -> bool:
+        """Whether a handoff from a step is still to be decided."""
+        return any(self.steps[name].status is StepStatus.PENDING for name in self._dependants[step_id])
 
     def _restore(self, carried: CarriedState) -> None:
         self.usage = carried.usage
@@ -547,7 +697,11 @@ class ExecutionProgress:
         self.warnings.extend(carried.warnings)
         for settled in carried.settled:
             state = self.steps[settled.step_id]
-            state.status = StepStatus.COMPLETED
+            state.status = settled.status
+            state.is_continued = settled.status is StepStatus.FAILED
+            state.error = settled.error
+            state.handed = settled.handed
+            self._has_passed_over = self._has_passed_over or settled.status is not StepStatus.COMPLETED
             state.n = settled.n
             state.run_id = settled.run_id
             state.output = settled.output
@@ -558,6 +712,14 @@ class ExecutionProgress:
             for index, step in enumerate(self.plan.steps)
             if self.steps[step.id].status is StepStatus.PENDING and not self.steps[step.id].waiting_for
         ]
+
+
+def _delays(step: PlanStep) -> RetryDelays:
+    return RetryDelays(
+        initial_interval=step.retry.initial_interval,
+        backoff_coefficient=step.retry.backoff_coefficient,
+        maximum_interval=step.retry.maximum_interval,
+    )
 
 
 def _carried_size(value: Value, limit_bytes: int) -> int:
