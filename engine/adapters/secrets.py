@@ -89,8 +89,8 @@ class ConfiguredSecrets:
 
     def _resolve(self, name: str) -> str:
         variable = _PREFIX + name
-        value = self._environ.get(variable)
-        path = self._environ.get(variable + _FILE_SUFFIX)
+        value = self._environ.get(variable) or None
+        path = self._environ.get(variable + _FILE_SUFFIX) or None
         if value is not None and path is not None:
             raise _invalid(f"Both {variable} and {variable}{_FILE_SUFFIX} are set; the secret {name} can have only one")
         if value is not None:

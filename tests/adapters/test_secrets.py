@@ -131,12 +131,19 @@ def test_a_folder_a_pipe_and_a_loop_are_no_secrets_and_keep_nobody_waiting(tmp_p
     started = time.monotonic()
     for name in ("FOLDER", "PIPE", "LOOP"):
         assert "can't be read" in refusal(f"${{secret.{name}}}", folder=tmp_path)
-    for path in ("/dev/zero", str(tmp_path / "missing"), "a\0b", ""):
+    for path in ("/dev/zero", str(tmp_path / "missing"), "a\0b"):
         assert "can't be read" in refusal(BATON_SECRET_KEY_FILE=path)
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("value", ["", "abc", "a\n", "    "])
+@pytest.mark.parametrize("variable", ["BATON_SECRET_KEY", "BATON_SECRET_KEY_FILE"])
+def test_an_empty_variable_counts_as_absent(tmp_path, variable):
+    assert "is not set" in refusal(**{variable: ""})
+    (tmp_path / "KEY").write_text("a-secret-of-the-folder")
+    assert ConfiguredSecrets({variable: ""}, tmp_path).fill_in("${secret.KEY}", None) == "a-secret-of-the-folder"
+
+
+@pytest.mark.parametrize("value", ["abc", "a\n", "    "])
 def test_what_would_mask_ordinary_text_is_refused(tmp_path, value):
     (tmp_path / "KEY").write_text(value)
     assert "less than 4 characters" in refusal(folder=tmp_path)

@@ -115,7 +115,7 @@ def test_the_image_holds_what_the_lock_names_and_runs_as_nobody():
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
     sources = [name for names in copied for name in names.split()]
     assert [name for name in sources if not (CHECKOUT / name).exists()] == []
-    assert {"engine", "activities", "workflows", "worker.py", "pyproject.toml", "requirements.lock"} == set(sources)
+    assert {"engine", "activities", "workflows", "worker.py", "pyproject.toml", "requirements-llm.lock"} == set(sources)
     ignored = (CHECKOUT / ".dockerignore").read_text(encoding="utf-8").split()
     assert {line[1:] for line in ignored if line.startswith("!")} == set(sources)
     for service in ("setup", "worker"):
