@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.domain.plan import PlanEdge, PlanStep
     from engine.domain.plan_values import PlanValues, StepState
 
-__all__ = ["Admission", "HandoffDecision", "TooLargeToDecideError", "admit"]
+__all__ = ["Admission", "HandoffDecision", "TooLargeToDecideError", "admit", "handed_path"]
 
 MAX_SHOWN_BYTES: Final = 1024
 """A value in an event is cut to it."""
@@ -35,6 +35,12 @@ class TooLargeToDecideError(Exception):
     def __init__(self, path: Path) -> None:
         super().__init__(path.text)
         self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"Whether the step runs depends on {self.path.text}, which is too large to decide by (over 16 KiB); "
+            "let the agent reply with a smaller value"
+        )
 
 
 @dataclass(frozen=True, slots=True)

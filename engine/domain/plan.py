@@ -345,7 +345,7 @@ def _retry_policy(own: RetryPolicySpec | None, common: RetryPolicySpec | None, d
         backoff_coefficient=_first(own.backoff_factor, common.backoff_factor, DEFAULT_BACKOFF),
         initial_interval=timedelta(seconds=initial),
         maximum_interval=timedelta(seconds=max(initial, longest)),
-        jitter=_first(own.jitter, common.jitter, False),
+        jitter=bool(common.jitter if own.jitter is None else own.jitter),
         non_retryable=_first(own.non_retryable, common.non_retryable, []),
     )
 
@@ -412,7 +412,8 @@ def _handoff_warnings(handoff: Handoff, definition: WorkflowDefinition) -> list[
             code="unsupported",
             message=(
                 f"Handoff {handoff.handoff_id} ({handoff.handoff_type}, {handoff.source_agent_id} to "
-                f"{handoff.target_agent_id}) is stored but not acted on yet: a failure of step {step.id} is not escalated"
+                f"{handoff.target_agent_id}) is stored but not acted on yet: a failure of step {step.id} is not "
+                "escalated"
             ),
             step_id=step.id,
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.domain.conditions import parse_condition, parse_trigger
 from engine.domain.execution import ErrorPayload, StepStatus, Value
 from engine.domain.expressions import MISSING, Missing, Path, compile_template
 from engine.domain.messages import OperandRef
-from engine.domain.conditions import parse_condition, parse_trigger
 from engine.domain.operands import Located
 
 if TYPE_CHECKING:

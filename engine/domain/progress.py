@@ -8,27 +8,25 @@ only repeat them. One event costs O(out-degree of its step), not O(steps).
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from engine.domain.decisions import Admission, TooLargeToDecideError, admit, handed_path
+from engine.domain.admissions import Admissions, TooLargeToDecideError
+from engine.domain.call_records import CallFailure, CallRecords, RunFacts
 from engine.domain.execution import (
     Cancellation,
     ErrorPayload,
-    Event,
     ExecutionStatus,
     ExecutionWarning,
     StepRecord,
     StepStatus,
-    ToolCall,
     Usage,
     Value,
-    micros,
 )
-from engine.domain.expressions import Missing, MissingPathError, Template, compile_template, json_size
+from engine.domain.expressions import MissingPathError, Template, compile_template, json_size
 from engine.domain.ids import call_address
-from engine.domain.json import JsonObject, JsonValue
+from engine.domain.json import JsonObject
 from engine.domain.messages import (
     MAX_SENT_DECISIONS_BYTES,
     AgentCallInput,
@@ -40,7 +38,7 @@ from engine.domain.messages import (
     SettledStep,
     StepOutcome,
 )
-from engine.domain.operands import Unavailable, call_input, call_input_with_context, locate_operands, missing_path
+from engine.domain.operands import call_input, call_input_with_context, locate_operands, missing_path
 from engine.domain.plan import output_of
 from engine.domain.plan_values import PlanValues, StepState
 from engine.errors import ErrorCode
@@ -60,27 +58,6 @@ _UNMEASURED_CALLS: Final = MAX_WINDOW_BYTES // (256 * 1024) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class RunFacts:
-    """What a run knows of itself from its first moment on."""
-
-    execution_id: str
-    run_id: str
-    run_started_at: datetime
-    started_at: datetime
-    """Of the execution: of its first run when continued as new."""
-    plan_hash: str = ""
-    deadline_at: datetime | None = None
-    trace: bool = False
-    tags: list[str] = field(default_factory=list[str])
-    was_reset: bool = False
-    """An operator made this run out of the beginning of another, whose start it shares."""
-
-    def owned_since(self, now: datetime) -> datetime:
-        """The ``run_started_at`` of what this run writes ``now``: a later run's is greater, a reset one's as well."""
-        return now if self.was_reset else self.run_started_at
-
-
-@dataclass(frozen=True, slots=True)
 class InvokeAgent:
     """Schedule an agent's activity."""
 
@@ -90,21 +67,6 @@ class InvokeAgent:
     step: PlanStep
     maximum_attempts: int
     call: AgentCallInput
-
-
-@dataclass(frozen=True, slots=True)
-class CallFailure:
-    """How a scheduled call ended without an outcome."""
-
-    kind: Literal["agent", "timeout", "lost", "cancelled", "input", "store"]
-    """``lost``: by a heartbeat timeout, a worker's shutdown or a store that kept the agent from being called.
-    ``store``: the agent answered, and its output could not be kept."""
-    reason: str
-    message: str
-    attempts: int
-    usage: Usage = field(default_factory=Usage)
-    details: JsonObject = field(default_factory=dict[str, JsonValue])
-    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +111,13 @@ class ExecutionProgress:
         self._recalls = plan.recalls
         self._failing: Ending | None = None
         """A step has failed, and what runs may end before the execution does."""
-        self._admissions: dict[str, Admission] = {}
-        """Of steps whose handoffs give inputs or are to be recorded."""
+        self._admissions = Admissions(self.facts, self.steps, self.values)
+        self._records = CallRecords(self.facts, plan)
         self._templates: dict[str, tuple[Template, Template | None]] = {}
         self._ready: list[int] = []
         self._running: dict[str, str] = {}
         self._unsettled = len(plan.steps)
         self._settled_order: list[str] = []
-        self._has_passed_over = False
-        """Whether a step was skipped, or failed without ending the execution: from then on joins decide."""
         for step in plan.steps:
             self.steps[step.id].waiting_for = len(step.depends_on)
             for dependency in step.depends_on:
@@ -218,7 +178,7 @@ class ExecutionProgress:
         if not outcome.decided_recorded:
             self.decided = [*sent.decided, *self.decided]
         if outcome.unrecorded:
-            self.decided.append(self._record_of_outcome(step_id, state, outcome))
+            self.decided.append(self._records.of_outcome(step_id, state, outcome))
         was_open = self.ending is None
         self._settle(step_id)
         if was_open and self.ending is not None and self.ending.status is ExecutionStatus.COMPLETED:
@@ -350,11 +310,11 @@ class ExecutionProgress:
         state.started_at = state.started_at or now
         address = call_address(step.id, None, state.n)
         input_template, output_template = self._templates_of(step)
-        admission = self._admissions.get(step.id)
         mapping: JsonObject = step.input_mapping
+        handed = self._admissions.inputs(step)
         try:
-            if admission is not None and admission.mappings:
-                mapping = {**self._handed_inputs(admission), **mapping}
+            if handed:
+                mapping = {**handed, **mapping}
                 input_template = compile_template(mapping)
             resolved = call_input_with_context(input_template, mapping, self.values)
             recall = self._recall(step)
@@ -387,7 +347,7 @@ class ExecutionProgress:
             tags=self.facts.tags,
         )
         thinking = {
-            "events": self._admission_events(step, state, now),
+            "events": self._admissions.events(step, now) if state.n == 1 else [],
             "handed": step.handed,
             "delays": _delays(step) if step.retry.jitter else None,
             "output_schema": step.output_schema,
@@ -455,101 +415,28 @@ class ExecutionProgress:
 
     def _admit(self, step: PlanStep, now: datetime) -> bool:
         """Whether a step whose dependencies have settled is run; one that is not is skipped or fails here."""
-        if step.join == "all" and not step.edges and step.when is None and not self._has_passed_over:
-            return True
+        state = self.steps[step.id]
         try:
-            admission = admit(step, self.steps, self.values)
+            admission = self._admissions.decide(step)
         except TooLargeToDecideError as error:
-            self._fail_undecidable(step, error, now)
+            state.n += 1
+            state.agent_id = step.agents[0]
+            failure = CallFailure("input", ErrorCode.INVALID_INPUT, str(error), 0, details={"path": error.path.text})
+            self._close_call(step.id, StepStatus.FAILED, failure, now, "step.failed")
+            self._fail(step, state)
+            self._end_when_idle()
             return False
-        if admission.handoffs:
-            self._admissions[step.id] = admission
         if admission.refused_by is None:
             return True
-        self._skip(step, admission, now)
-        return False
-
-    def _skip(self, step: PlanStep, admission: Admission, now: datetime) -> None:
-        state = self.steps[step.id]
         state.n += 1
         state.run_id = self.facts.run_id
         state.status = StepStatus.SKIPPED
         state.completed_at = now
         state.note = admission.reason
-        self._has_passed_over = True
-        skipped = Event.at_instant(
-            "step.skipped",
-            now,
-            call_address(step.id, None, state.n),
-            step.id,
-            because=admission.refused_by,
-            reason=admission.reason,
-            values=admission.values,
-        )
-        self.decided.append(
-            StepRecord(
-                execution_id=self.facts.execution_id,
-                run_id=self.facts.run_id,
-                step_id=step.id,
-                n=state.n,
-                token=micros(now),
-                status=StepStatus.SKIPPED,
-                agent_id=step.agents[0],
-                reason=admission.refused_by,
-                completed_at=now,
-                events=[*self._admission_events(step, state, now), skipped],
-            )
-        )
+        self._admissions.must_join = True
+        self.decided.append(self._admissions.skipped_record(step, admission, now))
         self._settle(step.id)
-
-    def _admission_events(self, step: PlanStep, state: StepState, now: datetime) -> list[Event]:
-        admission = self._admissions.get(step.id)
-        if admission is None or state.n > 1:
-            return []
-        return [
-            Event.at_instant(
-                "handoff.taken" if decision.is_taken else "handoff.refused",
-                now,
-                f"{call_address(step.id, None, 1)}:{decision.edge.handoff_id}",
-                step.id,
-                handoff_id=decision.edge.handoff_id,
-                source_step=decision.edge.source_step,
-                target_step=step.id,
-                source_agent_id=decision.edge.source_agent_id,
-                target_agent_id=decision.edge.target_agent_id,
-                reason=decision.reason,
-                values=decision.values,
-            )
-            for decision in admission.handoffs
-        ]
-
-    def _handed_inputs(self, admission: Admission) -> JsonObject:
-        """Inputs that handoffs add: those of their keys that are there."""
-        added: JsonObject = {}
-        for edge in admission.mappings:
-            for key, target in edge.data_mapping.items():
-                path = handed_path(edge.source_step, (key,))
-                located = self.values.locate(path)
-                try:
-                    is_there = not isinstance(located, Missing) and not isinstance(located.read(), Missing)
-                except Unavailable:
-                    is_there = True
-                if is_there:
-                    added.setdefault(target, f"${{{path.text}}}")
-        return added
-
-    def _fail_undecidable(self, step: PlanStep, error: TooLargeToDecideError, now: datetime) -> None:
-        state = self.steps[step.id]
-        state.n += 1
-        state.agent_id = step.agents[0]
-        message = (
-            f"Whether step {step.id} runs depends on {error.path.text}, which is too large for a condition (over 16 KiB); "
-            "let the agent reply with a smaller value to decide by"
-        )
-        failure = CallFailure("input", ErrorCode.INVALID_INPUT, message, 0, details={"path": error.path.text})
-        self._close_call(step.id, StepStatus.FAILED, failure, now, "step.failed")
-        self._fail(step, state)
-        self._end_when_idle()
+        return False
 
     def _end_when_idle(self) -> None:
         if self._failing is not None and self.ending is None and not self._running:
@@ -558,7 +445,7 @@ class ExecutionProgress:
     def _fail(self, step: PlanStep, state: StepState) -> None:
         if step.on_error == "continue" and state.error is not None and self.ending is None:
             state.is_continued = True
-            self._has_passed_over = True
+            self._admissions.must_join = True
             self.warnings.append(
                 ExecutionWarning(
                     code="step_failed",
@@ -587,7 +474,6 @@ class ExecutionProgress:
         state = self.steps[step_id]
         state.status = status
         state.completed_at = now
-        address = call_address(step_id, None, state.n)
         if status is StepStatus.FAILED:
             code = _CODES.get(failure.kind, ErrorCode.AGENT_ERROR)
             state.error = ErrorPayload(
@@ -600,67 +486,8 @@ class ExecutionProgress:
                     "reason": failure.reason,
                 },
             )
-        self.decided.append(
-            StepRecord(
-                execution_id=self.facts.execution_id,
-                run_id=self.facts.run_id,
-                step_id=step_id,
-                n=state.n,
-                token=micros(now),
-                status=status,
-                agent_id=state.agent_id,
-                agent_version=self.plan.agents[state.agent_id].version if state.agent_id else None,
-                attempts=failure.attempts,
-                prior_attempts=max(state.attempts - failure.attempts, 0),
-                error=state.error,
-                reason=failure.reason,
-                started_at=state.started_at,
-                completed_at=now,
-                usage=failure.usage,
-                tool_calls=failure.tool_calls,
-                events=[
-                    *self._admission_events(self._plan_steps[step_id], state, now),
-                    Event.at_instant(
-                        event_type,
-                        now,
-                        address,
-                        step_id,
-                        agent_id=state.agent_id,
-                        reason=failure.reason,
-                        message=failure.message,
-                    ),
-                ],
-            )
-        )
-
-    def _record_of_outcome(self, step_id: str, state: StepState, outcome: StepOutcome) -> StepRecord:
-        return StepRecord(
-            execution_id=self.facts.execution_id,
-            run_id=self.facts.run_id,
-            step_id=step_id,
-            n=state.n,
-            token=outcome.token,
-            status=StepStatus.COMPLETED,
-            agent_id=state.agent_id,
-            agent_version=self.plan.agents[state.agent_id].version if state.agent_id else None,
-            attempts=outcome.attempts,
-            prior_attempts=state.attempts - outcome.attempts,
-            output=outcome.output,
-            started_at=outcome.started_at,
-            completed_at=outcome.completed_at,
-            usage=outcome.usage,
-            events=[
-                Event.at_instant(
-                    "step.completed",
-                    outcome.completed_at,
-                    call_address(step_id, None, state.n),
-                    step_id,
-                    agent_id=state.agent_id,
-                )
-            ],
-            warnings=outcome.warnings,
-            handed=outcome.handed,
-        )
+        before = self._admissions.events(self._plan_steps[step_id], now) if state.n == 1 else []
+        self.decided.append(self._records.of_failure(step_id, state, failure, now, event_type, before))
 
     def _settle(self, step_id: str, *, has_failed: bool = False) -> None:
         self._unsettled -= 1
@@ -701,7 +528,8 @@ class ExecutionProgress:
             state.is_continued = settled.status is StepStatus.FAILED
             state.error = settled.error
             state.handed = settled.handed
-            self._has_passed_over = self._has_passed_over or settled.status is not StepStatus.COMPLETED
+            if settled.status is not StepStatus.COMPLETED:
+                self._admissions.must_join = True
             state.n = settled.n
             state.run_id = settled.run_id
             state.output = settled.output
