@@ -56,7 +56,7 @@ def workflow(stored: DefinitionVersion) -> types.Workflow:
     head = workflow_item(stored)
     answer: dict[str, object] = {**head, "steps": content["steps"]}
     del answer["step_count"]
-    for key in ("input_schema", "defaults", "output_mapping"):
+    for key in ("input_schema", "defaults", "output_mapping", "handoffs", "on_failure"):
         if content.get(key) is not None:
             answer[key] = content[key]
     return answer  # pyright: ignore[reportReturnType] # built key by key from the definition

@@ -59,6 +59,8 @@ class Workflow(TypedDict):
     tags: list[str]
     metadata: JsonObject
     steps: list[JsonObject]
+    handoffs: NotRequired[str]
+    on_failure: NotRequired[str]
     input_schema: NotRequired[JsonObject]
     defaults: NotRequired[JsonObject]
     output_mapping: NotRequired[JsonObject]
