@@ -40,6 +40,7 @@ class Admissions:
         self._states = states
         self._values = values
         self._with_handoffs: dict[str, Admission] = {}
+        self._events: dict[str, list[Event]] = {}
 
     def decide(self, step: PlanStep) -> Admission:
         """Decide whether a step is run.
@@ -65,14 +66,26 @@ class Admissions:
                 try:
                     is_there = not isinstance(located, Missing) and not isinstance(located.read(), Missing)
                 except Unavailable:
-                    is_there = True
+                    # Only the activity can tell whether a large reply has the key.
+                    added.setdefault(target, f"${{{path.text} ?? null}}")
+                    continue
                 if is_there:
                     added.setdefault(target, f"${{{path.text}}}")
         return added
 
     def events(self, step: PlanStep, now: datetime) -> list[Event]:
-        """Return a line for each handoff that was taken or refused before the step's first call."""
-        admission = self._with_handoffs.get(step.id)
+        """Return a line for each handoff that was taken or refused before the step's first call.
+
+        They are of the instant at which they were first asked for, so that the call's record and that of its failure
+        tell of the same events.
+        """
+        if step.id not in self._with_handoffs:
+            return []
+        if step.id not in self._events:
+            self._events[step.id] = self._handoff_events(step, self._with_handoffs[step.id], now)
+        return self._events[step.id]
+
+    def _handoff_events(self, step: PlanStep, admission: Admission, now: datetime) -> list[Event]:
         return [
             Event.at_instant(
                 "handoff.taken" if decision.is_taken else "handoff.refused",
@@ -87,7 +100,7 @@ class Admissions:
                 reason=decision.reason,
                 values=decision.values,
             )
-            for index, decision in enumerate(() if admission is None else admission.handoffs)
+            for index, decision in enumerate(admission.handoffs)
         ]
 
     def skipped_record(self, step: PlanStep, admission: Admission, now: datetime) -> StepRecord:

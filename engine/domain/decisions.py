@@ -26,6 +26,10 @@ __all__ = ["Admission", "HandoffDecision", "TooLargeToDecideError", "admit", "ha
 
 MAX_SHOWN_BYTES: Final = 1024
 """A value in an event is cut to it."""
+MAX_SHOWN_TOTAL_BYTES: Final = 8 * 1024
+"""The values of one decision take no more than it; the rest is left out."""
+MAX_SHOWN_STEPS: Final = 20
+"""As many of the steps that a join waited for in vain are shown."""
 TIMEOUT: Final = "timeout"
 
 
@@ -106,10 +110,11 @@ def _join_refusal(step: PlanStep, states: Mapping[str, StepState]) -> tuple[str,
     missing = [name for name in step.depends_on if not states[name].has_run]
     if not missing or step.join == "settled" or (step.join == "any" and len(missing) < len(step.depends_on)):
         return None
-    values: JsonObject = {f"steps.{name}": states[name].status.value for name in missing}
-    which = "none of its dependencies has" if step.join == "any" else f"{', '.join(missing[:5])} did not"
-    word = "completed" if step.join == "any" else "complete"
-    return f"join is {step.join}, and {which} {word}", values
+    values: JsonObject = {f"steps.{name}": states[name].status.value for name in missing[:MAX_SHOWN_STEPS]}
+    if step.join == "any":
+        return "join is any, and none of its dependencies has completed", values
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return f"join is all, and {', '.join(missing[:5])}{more} did not complete", values
 
 
 def _decide(edge: PlanEdge, source: StepState, values: PlanValues) -> HandoffDecision:
@@ -170,7 +175,10 @@ def handed_path(source_step: str, segments: tuple[str | int, ...]) -> Path:
 def _shown(paths: Iterable[Path], values: PlanValues, source_step: str | None) -> JsonObject:
     scope = _HandoffScope(values, source_step)
     shown: JsonObject = {}
+    room_bytes = MAX_SHOWN_TOTAL_BYTES
     for path in paths:
+        if room_bytes <= 0:
+            break
         try:
             value = scope.lookup(path)
         except Unavailable:
@@ -179,7 +187,8 @@ def _shown(paths: Iterable[Path], values: PlanValues, source_step: str | None) -
         if isinstance(value, Missing):
             value = None
         is_large = json_size(value, limit=MAX_SHOWN_BYTES) > MAX_SHOWN_BYTES
-        shown[path.text] = _cut(value) if is_large else value
+        shown[path.text] = shortened = _cut(value) if is_large else value
+        room_bytes -= len(path.text) + json_size(shortened, limit=MAX_SHOWN_BYTES)
     return shown
 
 

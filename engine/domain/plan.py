@@ -157,8 +157,8 @@ def agent_ids_of(definition: WorkflowDefinition) -> list[str]:
 def step_dependencies(step: Step, templates: list[Template], order: dict[str, int]) -> list[str]:
     """The steps that must have settled before ``step``: named ones and referred ones, in definition order."""
     named = dict.fromkeys(step.depends_on)
-    for template in templates:
-        named.update(dict.fromkeys(_referred_steps(template.paths)))
+    for paths in (*(template.paths for template in templates), _condition_paths(step)):
+        named.update(dict.fromkeys(_referred_steps(paths)))
     return sorted(named, key=lambda step_id: order[step_id])
 
 
@@ -220,7 +220,9 @@ def compile_plan(
             _collect_reads(_trigger_paths(edge.trigger_conditions), reads, input_reads)
     _collect_reads(compile_template(output).paths, reads, input_reads)
 
-    asked = {step.id: _reply_keys(step, list(reads[step.id]), agents, handoffs) for step in definition.steps}
+    asked = {
+        step.id: _reply_keys(step, list(reads[step.id]), list(handed[step.id]), agents) for step in definition.steps
+    }
     return ExecutionPlan(
         definition_id=stored.definition_id,
         version=stored.version,
@@ -293,9 +295,7 @@ def _plan_step(
         depends_on=depends_on,
         timeout=timedelta(seconds=timeout) if timeout else DEFAULT_STEP_TIMEOUT,
         total_timeout=timedelta(seconds=total) if total else None,
-        retry=_retry_policy(
-            step.retry_policy, defaults and defaults.retry_policy, 0 if step.at_most_once else default_max_retries
-        ),
+        retry=_retry_policy(step, defaults and defaults.retry_policy, default_max_retries),
         when=step.when,
         join=step.join,
         on_error=step.on_error,
@@ -310,7 +310,7 @@ def _plan_step(
     )
 
 
-def _reply_keys(step: Step, declared: list[str], agents: dict[str, Agent], handoffs: list[Handoff]) -> list[str]:
+def _reply_keys(step: Step, declared: list[str], handed: list[str], agents: dict[str, Agent]) -> list[str]:
     """What a model is asked for when it has no schema: the keys of its reply that somebody reads."""
     called = [step.agent_id, *([step.fallback.agent_id] if step.fallback else [])]
     if not any(agents[agent_id].kind == "llm" for agent_id in called):
@@ -319,25 +319,14 @@ def _reply_keys(step: Step, declared: list[str], agents: dict[str, Agent], hando
     paths = [parse_path(text) for text in declared] if mapping is None else compile_template(mapping).paths
     keys = [path.segments[0] for path in paths if path.root == "output" and path.segments]
     mapped = mapping or {}
-    for handoff in handoffs:
-        if handoff.source_agent_id in called:
-            keys += [key for key in _keys_of_handoff(handoff) if key not in mapped]
+    keys += [key for text in handed for key in parse_path(text).segments[:1] if key not in mapped]
     return list(dict.fromkeys(key for key in keys if isinstance(key, str)))
 
 
-def _keys_of_handoff(handoff: Handoff) -> list[str | int]:
-    trigger = parse_trigger(handoff.trigger_conditions)
-    paths = [path for condition in trigger.conditions for path in condition.paths]
-    return [
-        *handoff.data_mapping,
-        *(path.segments[0] for path in paths if path.root == "source_output" and path.segments),
-    ]
-
-
-def _retry_policy(own: RetryPolicySpec | None, common: RetryPolicySpec | None, default_max_retries: int) -> RetryPolicy:
-    own = own or RetryPolicySpec()
+def _retry_policy(step: Step, common: RetryPolicySpec | None, default_max_retries: int) -> RetryPolicy:
+    own = step.retry_policy or RetryPolicySpec()
     common = common or RetryPolicySpec()
-    retries = _first(own.max_retries, common.max_retries, default_max_retries)
+    retries = 0 if step.at_most_once else _first(own.max_retries, common.max_retries, default_max_retries)
     initial = _first(own.initial_interval, common.initial_interval, DEFAULT_INITIAL_INTERVAL.total_seconds())
     longest = _first(own.max_interval, common.max_interval, DEFAULT_MAX_INTERVAL.total_seconds())
     return RetryPolicy(

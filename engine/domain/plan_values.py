@@ -109,8 +109,9 @@ class PlanValues:
             return MISSING
         step_id = str(segments[0])
         state = self._steps[step_id]
-        if segments[1] == "output" and (state.status is StepStatus.SKIPPED or state.is_continued):
-            return Located(Value.of(None), (), "output", None)
+        is_skipped = state.status is StepStatus.SKIPPED
+        if (segments[1] == "output" and (is_skipped or state.is_continued)) or (segments[1] == "error" and is_skipped):
+            return Located(Value.of(None), (), str(segments[1]), None)
         if segments[1] == "handed":
             return Located(state.handed or Value.of({}), segments[2:], "source_output", None)
         if segments[1] == "output":

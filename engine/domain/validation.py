@@ -280,6 +280,7 @@ def _check_steps(steps: list[JsonValue], defaults: JsonObject, issues: IssueList
         _check_agent_id(_object(step.get("fallback")).get("agent_id"), issues, (*place, "fallback", "agent_id"))
         _check_reasons(step.get("retry_policy"), issues, (*place, "retry_policy"))
         _check_reasons(step.get("fallback"), issues, (*place, "fallback"), "on")
+        _check_repeats(step, issues, place)
         schema = step.get("output_schema")
         if isinstance(schema, dict):
             check_schema(schema, issues, (*place, "output_schema"))
@@ -322,6 +323,22 @@ def _check_reasons(part: JsonValue, issues: IssueList, place: Location, key: str
                 f"No call of Baton's own fails for this reason; the known ones are {', '.join(_REASONS)}.",
                 issues.did_you_mean(reason, _REASONS),
             )
+
+
+def _check_repeats(step: JsonObject, issues: IssueList, place: Location) -> None:
+    if _object(step.get("fallback")).get("on") == []:
+        issues.error(
+            IssueCode.INVALID_VALUE,
+            (*place, "fallback", "on"),
+            "A fallback for no reason is never called; name reasons, or leave on out to call it for all.",
+        )
+    retries = _object(step.get("retry_policy")).get("max_retries")
+    if step.get("at_most_once") is True and _is_number(retries) and retries > 0:
+        issues.error(
+            IssueCode.INVALID_VALUE,
+            (*place, "retry_policy", "max_retries"),
+            "A call that is made at most once has no retries; take out max_retries or at_most_once.",
+        )
 
 
 def _check_timeouts(spec: JsonObject, defaults: JsonObject, issues: IssueList, place: Location) -> None:

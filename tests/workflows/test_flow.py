@@ -239,3 +239,18 @@ async def test_a_workflow_may_turn_handoffs_off(engine_factory: EngineFactory):
     await engine.create_handoff("agent-plan", "agent-build", trigger_conditions=["source_output.never"])
     result = await finish(engine, await start(engine, PAIR, handoffs="off"))
     assert (result["output"], result["handoffs"]) == ({"own": "mine"}, [])
+
+
+async def test_a_condition_alone_makes_a_step_wait_for_what_it_reads(engine_factory: EngineFactory):
+    engine = engine_factory({"agent-a": {"ok": True}, "agent-b": {"text": "b"}})
+    steps = [{"id": "b", "agent_id": "agent-b", "when": "steps.a.output.ok"}, {"id": "a", "agent_id": "agent-a"}]
+    result = await finish(engine, await start(engine, steps))
+    assert statuses(result) == {"b": "completed", "a": "completed"}
+
+
+async def test_at_most_once_outweighs_the_defaults_of_the_workflow(engine_factory: EngineFactory):
+    engine = engine_factory({"agent-a": [FAILS, {"text": "second"}]})
+    steps = [{"id": "a", "agent_id": "agent-a", "at_most_once": True}]
+    defaults = {"retry_policy": {"max_retries": 3}}
+    result = await finish(engine, await start(engine, steps, defaults=defaults))
+    assert (result["status"], result["steps"]["a"]["attempts"]) == ("failed", 1)
