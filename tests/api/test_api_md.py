@@ -114,9 +114,8 @@ async def reader(tmp_path_factory: pytest.TempPathFactory):
         reader.made["cancelled"] = await ended(engine, names["execution_id"])
 
         names["agent_id"] = await run("Register Agent")
-        with pytest.raises(EngineError) as refused:
-            await engine.execute_workflow(names["workflow_id"], {"feature_request": "model"})
-        reader.made["model agent"] = refused.value
+        by_model = await engine.execute_workflow(names["workflow_id"], {"feature_request": "model"})
+        reader.made["by a model"] = await ended(engine, by_model["execution_id"])
         await run("Get Agent")
         await run("List Available Agents")
         names["handoff_id"] = await run("Create Handoff Definition")
@@ -187,7 +186,7 @@ def test_an_execution_is_started_watched_listed_and_cancelled(reader: Reader):
     assert made["cancelled"]["status"] == "cancelled"
 
 
-def test_an_agent_is_registered_as_a_model_and_refused_as_unsupported_when_it_is_to_run(reader: Reader):
+def test_an_agent_is_registered_as_a_model_and_executed_as_one(reader: Reader):
     made = reader.made
     assert made["Register Agent"] == "agent-project-architect"
     agent = made["Get Agent"]
@@ -195,8 +194,7 @@ def test_an_agent_is_registered_as_a_model_and_refused_as_unsupported_when_it_is
     assert agent["capabilities"] == ["structure_generation", "dependency_analysis"]
     assert [warning["code"] for warning in agent["warnings"]] == ["unknown_tool", "unknown_tool"]
     assert [item["agent_id"] for item in made["List Available Agents"]["items"]] == ["agent-project-architect"]
-    assert made["model agent"].code == "unsupported"
-    assert made["model agent"].details["agent_id"] == "agent-project-architect"
+    assert made["by a model"]["output"] == {"detailed_specs": "specs of plan for model"}
 
 
 def test_a_handoff_is_stored_and_listed(reader: Reader):
@@ -212,7 +210,7 @@ def test_what_is_measured_is_known(reader: Reader):
     made = reader.made
     metrics = made["Get Workflow Metrics"]["metrics"]
     assert list(metrics) == ["execution_count", "success_rate", "average_duration"]
-    assert (metrics["execution_count"], metrics["success_rate"]) == (3, 1.0)
+    assert (metrics["execution_count"], metrics["success_rate"]) == (4, 1.0)
     performance = made["Get Agent Performance"]["metrics"]
     assert list(performance) == ["success_rate", "average_duration", "error_count"]
     assert (performance["success_rate"], performance["error_count"]) == (1.0, 0)

@@ -125,6 +125,10 @@ GOOD: dict[str, dict[str, object]] = {
     "handoff_paths": {"source": "agent-a", "target": "agent-b"},
     "repair_executions": {},
     "verify_executions": {},
+    "get_execution_input": {},
+    "add_context": {"text": "a text", "workflow_id": "w"},
+    "search_context": {"query": "a text"},
+    "reindex_context": {},
 }
 BAD: dict[str, dict[str, list[Any]]] = {
     "create_workflow": {
@@ -226,6 +230,25 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "handoff_paths": {"source": NOT_TEXT, "target": NOT_TEXT, "max_hops": [0, -1, 11, True, "6", 1.5]},
     "repair_executions": {"execution_id": NOT_TEXT},
     "verify_executions": {},
+    "get_execution_input": {"execution_id": NOT_TEXT},
+    "add_context": {
+        "text": [5, True, "", None, ["a"], "half \ud800", "x" * 32_001],
+        "scope": [5, "", None, "world"],
+        "workflow_id": NOT_TEXT,
+        "agent_id": NOT_TEXT,
+        "execution_id": NOT_TEXT,
+        "metadata": [5, "a", [], *NOT_JSON],
+    },
+    "search_context": {
+        "query": [5, True, "", None, ["a"], "half \ud800"],
+        "scope": [5, "", "world"],
+        "workflow_id": NOT_TEXT,
+        "agent_id": NOT_TEXT,
+        "execution_id": NOT_TEXT,
+        "top_k": [0, -1, 101, True, "5", 1.5, None],
+        "filter": [5, "a", [], *NOT_JSON],
+    },
+    "reindex_context": {},
 }
 
 
@@ -357,17 +380,15 @@ async def test_json_at_its_limits_is_taken_and_comes_out_as_it_went_in(engine_fa
 
 async def test_agents_that_can_not_run_are_named_before_anything_starts(world):
     engine = world.engine
-    await engine.register_agent(name="Model", config={"model": "m"})
     before = len((await engine.list_executions())["items"])
-    for agent_id, code in {"agent-nobody": "agent_not_found", "agent-model": "unsupported"}.items():
-        for position in ({"agent_id": agent_id}, {"agent_id": "agent-a", "fallback": {"agent_id": agent_id}}):
-            steps = [{"id": "s", **position}]
-            found = await engine.validate_workflow({"name": "Odd", "steps": steps})
-            assert found["valid"] is True
-            assert [issue["severity"] for issue in found["issues"]] == ["warning"] * (code == "agent_not_found")
-            workflow_id = await engine.create_workflow(name="Odd", steps=steps)
-            error = await fault_of(engine, "execute_workflow", {"workflow_id": workflow_id})
-            assert (error.code, error.details["agent_id"]) == (code, agent_id)
+    for position in ({"agent_id": "agent-nobody"}, {"agent_id": "agent-a", "fallback": {"agent_id": "agent-nobody"}}):
+        steps = [{"id": "s", **position}]
+        found = await engine.validate_workflow({"name": "Odd", "steps": steps})
+        assert found["valid"] is True
+        assert [issue["severity"] for issue in found["issues"]] == ["warning"]
+        workflow_id = await engine.create_workflow(name="Odd", steps=steps)
+        error = await fault_of(engine, "execute_workflow", {"workflow_id": workflow_id})
+        assert (error.code, error.details["agent_id"]) == ("agent_not_found", "agent-nobody")
     assert len((await engine.list_executions())["items"]) == before
 
 

@@ -116,6 +116,7 @@ class World:
             ids[name] = await engine.create_workflow(f"{prefix} {name}", steps, tags=[prefix])
         steps = [{"id": "a", "agent_id": self.holder}, {"id": "b", "agent_id": self.writer, "depends_on": ["a"]}]
         ids["held"] = await engine.create_workflow(f"{prefix} held", steps, tags=[prefix])
+        await engine.add_context(f"{prefix} remembers the lighthouse", workflow_id=ids["read"])
         ids["handoff"] = await engine.create_handoff(self.holder, self.writer)
         ids["finished"] = (await engine.execute_workflow(ids["read"]))["execution_id"]
         result = await engine.get_execution_result(ids["finished"], wait=30)
@@ -290,6 +291,22 @@ async def _delete_workflow(w: World) -> None:
         # An answer was lost: it is deleted already.
         if error.code is not ErrorCode.WORKFLOW_NOT_FOUND or w.proxy.mode != "pass":
             raise
+
+
+@_call("get_execution_input")
+async def _get_execution_input(w: World) -> None:
+    assert await w.engine.get_execution_input(w.ids["finished"]) == {}
+
+
+@_call("add_context")
+async def _add_context(w: World) -> None:
+    assert await w.engine.add_context(f"{w.prefix} knows more", workflow_id=w.ids["read"])
+
+
+@_call("search_context")
+async def _search_context(w: World) -> None:
+    found = await w.engine.search_context("the lighthouse", workflow_id=w.ids["read"])
+    assert f"{w.prefix} remembers the lighthouse" in [item["text"] for item in found], found
 
 
 @_call("find_workflows")

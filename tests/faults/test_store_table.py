@@ -74,6 +74,9 @@ TABLE: Final[dict[str, dict[tuple[str, ...], Outcomes]]] = {
             "repair_executions",
             "get_workflow_metrics",
             "get_agent_performance",
+            "get_execution_input",
+            "add_context",
+            "search_context",
         ): NEEDED
     },
     "redis": {},
@@ -114,7 +117,8 @@ def test_the_table_names_calls_that_there_are_and_each_once():
 
 def test_every_call_of_the_api_is_made():
     api = {name for name, _ in inspect.getmembers(WorkflowEngine, inspect.isfunction) if not name.startswith("_")}
-    assert {call.partition(":")[0] for call in CALLS} == api - {"aclose"}
+    # Reindexing takes as long as there are texts, and what it does in a fault is told on the page.
+    assert {call.partition(":")[0] for call in CALLS} == api - {"aclose", "reindex_context"}
 
 
 def test_the_page_has_this_table():

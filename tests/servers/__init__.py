@@ -2,7 +2,7 @@
 
 Each module beside this one knows one server: ``install()`` gets it (printing what it does, keeping what takes long in
 the user's cache), ``start(folder)`` starts it. ``python -m tests.servers`` installs all. What a machine can't have is
-``UnavailableError`` with the reason, and its tests are skipped with it, unless ``BATON_TEST_SERVERS=required``.
+``UnavailableError`` with the reason, and its tests are skipped with it, unless ``TEST_SERVERS=required``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RunningServer:
 
 def are_required() -> bool:
     """Whether a missing server is a failure."""
-    return os.environ.get("BATON_TEST_SERVERS") == "required"
+    return os.environ.get("TEST_SERVERS") == "required"
 
 
 def cache_folder(name: str) -> Path:
