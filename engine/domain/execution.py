@@ -122,6 +122,8 @@ class ArtifactRef(_Record):
     size_bytes: int
     declared: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     """Path (``output.plan.title``, ``input[0]``) to the value there, each at most 16 KiB."""
+    absent: list[str] = Field(default_factory=list[str])
+    """Paths at which nothing is, so that what is not declared is known to be large."""
 
 
 class Value(_Record):

@@ -114,6 +114,10 @@ class SettledStep(_Message):
     """``failed``: and the execution went on."""
     error: ErrorPayload | None = None
     handed: Value | None = None
+    declared: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    """What later conditions read of an output that is in the record, by path (``output.kind``)."""
+    absent: list[str] = Field(default_factory=list[str])
+    """Paths that they read, and where nothing is."""
 
 
 class CarriedState(_Message):

@@ -269,7 +269,8 @@ def _collect_reads(paths: tuple[Path, ...], reads: dict[str, dict[str, None]], i
         if path.root == "input" and path.segments:
             input_reads[render_path("input", path.segments)] = None
         elif path.root == "steps" and len(path.segments) > 2 and path.segments[1] == "output":
-            reads[str(path.segments[0])][render_path("output", path.segments[2:])] = None
+            # A handoff may read steps that this workflow does not have.
+            reads.get(str(path.segments[0]), {})[render_path("output", path.segments[2:])] = None
 
 
 def _plan_step(

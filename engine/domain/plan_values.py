@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.domain.conditions import parse_condition, parse_trigger
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.domain.json import JsonValue
     from engine.domain.plan import ExecutionPlan, PlanStep
 
-__all__ = ["PlanValues", "StepState"]
+__all__ = ["PlanValues", "StepState", "condition_paths"]
 
 
 @dataclass(slots=True)
@@ -37,6 +37,8 @@ class StepState:
     completed_at: datetime | None = None
     output: Value | None = None
     in_record: bool = False
+    known: dict[str, JsonValue | Missing] = field(default_factory=dict[str, "JsonValue | Missing"])
+    """What conditions read of an output that is in the record, by path."""
     error: ErrorPayload | None = None
     waiting_for: int = 0
     """Dependencies that have not settled."""
@@ -117,7 +119,7 @@ class PlanValues:
         if segments[1] == "output":
             stored = OperandRef(step_id=step_id, run_id=state.run_id, n=state.n)
             if state.in_record:
-                return Located(None, segments[2:], "output", stored)
+                return Located(None, segments[2:], "output", stored, state.known)
             return Located(state.output or Value(), segments[2:], "output", stored)
         if segments[1] == "error":
             error = None if state.error is None else state.error.model_dump(mode="json")

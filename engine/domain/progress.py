@@ -24,10 +24,20 @@ from engine.domain.execution import (
     Usage,
     Value,
 )
-from engine.domain.expressions import MissingPathError, Template, compile_template, json_size
+from engine.domain.expressions import (
+    MISSING,
+    Missing,
+    MissingPathError,
+    Path,
+    Template,
+    compile_template,
+    json_size,
+    render_path,
+)
 from engine.domain.ids import call_address
-from engine.domain.json import JsonObject
+from engine.domain.json import JsonObject, JsonValue
 from engine.domain.messages import (
+    MAX_DECLARED_BYTES,
     MAX_SENT_DECISIONS_BYTES,
     AgentCallInput,
     CallInput,
@@ -38,9 +48,9 @@ from engine.domain.messages import (
     SettledStep,
     StepOutcome,
 )
-from engine.domain.operands import call_input, call_input_with_context, locate_operands, missing_path
+from engine.domain.operands import Unavailable, call_input, call_input_with_context, locate_operands, missing_path
 from engine.domain.plan import output_of
-from engine.domain.plan_values import PlanValues, StepState
+from engine.domain.plan_values import PlanValues, StepState, condition_paths
 from engine.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -279,9 +289,9 @@ class ExecutionProgress:
 
     def carry(self) -> CarriedState:
         """What a run that continues this one as new needs; call it only when nothing is scheduled."""
-        needed = self.values.still_read(
-            [step for step in self.plan.steps if self.steps[step.id].status is StepStatus.PENDING]
-        )
+        pending = [step for step in self.plan.steps if self.steps[step.id].status is StepStatus.PENDING]
+        needed = self.values.still_read(pending)
+        decisive = _decisive_paths(pending)
         settled: list[SettledStep] = []
         room_bytes = _CARRIED_TOTAL_BYTES
         for step_id in self._settled_order:
@@ -289,6 +299,9 @@ class ExecutionProgress:
             step = self._carry_step(step_id, limit_bytes, keep=step_id in needed)
             if step.output is not None:
                 room_bytes -= _carried_size(step.output, limit_bytes)
+            if step.in_record and step_id in decisive:
+                step, used_bytes = self._with_known(step, decisive[step_id], room_bytes)
+                room_bytes -= used_bytes
             settled.append(step)
         return CarriedState(
             started_at=self.facts.started_at,
@@ -511,8 +524,29 @@ class ExecutionProgress:
             in_record=keep and not small,
             status=state.status,
             error=state.error if state.is_continued else None,
-            handed=state.handed if self._hands_on(step_id) else None,
+            handed=None,
         )
+
+    def _with_known(self, step: SettledStep, paths: list[Path], room_bytes: int) -> tuple[SettledStep, int]:
+        """Add what conditions will read of an output that is not carried over itself."""
+        declared: dict[str, JsonValue] = {}
+        absent: list[str] = []
+        used_bytes = 0
+        for path in paths:
+            located = self.values.locate(path)
+            try:
+                value = MISSING if isinstance(located, Missing) else located.read()
+            except Unavailable:
+                continue
+            key = render_path("output", path.segments[2:])
+            if isinstance(value, Missing):
+                absent.append(key)
+                continue
+            size_bytes = json_size(value, limit=MAX_DECLARED_BYTES)
+            if size_bytes <= min(MAX_DECLARED_BYTES, room_bytes - used_bytes):
+                declared[key] = value
+                used_bytes += size_bytes
+        return step.model_copy(update={"declared": declared, "absent": absent}), used_bytes
 
     def _hands_on(self, step_id: str) -> bool:
         """Whether a handoff from a step is still to be decided."""
@@ -534,12 +568,23 @@ class ExecutionProgress:
             state.run_id = settled.run_id
             state.output = settled.output
             state.in_record = settled.in_record
+            state.known = {**settled.declared, **dict.fromkeys(settled.absent, MISSING)}
             self._settle(settled.step_id)
         self._ready = [
             index
             for index, step in enumerate(self.plan.steps)
             if self.steps[step.id].status is StepStatus.PENDING and not self.steps[step.id].waiting_for
         ]
+
+
+def _decisive_paths(steps: list[PlanStep]) -> dict[str, list[Path]]:
+    """Step to the paths below its output that decide whether one of ``steps`` runs."""
+    decisive: dict[str, list[Path]] = {}
+    for step in steps:
+        for path in condition_paths(step):
+            if path.root == "steps" and path.segments[1:2] == ("output",):
+                decisive.setdefault(str(path.segments[0]), []).append(path)
+    return decisive
 
 
 def _delays(step: PlanStep) -> RetryDelays:
