@@ -38,10 +38,16 @@ from engine.domain.execution import (
     Value,
     micros,
 )
-from engine.domain.expressions import MissingPathError, json_size
+from engine.domain.expressions import MissingPathError, json_size, parse_path
 from engine.domain.ids import call_address, idempotency_key
 from engine.domain.live import live_execution, live_step
-from engine.domain.messages import MAX_INLINE_OUTPUT_BYTES, AgentCallInput, FinalizeInput, StepOutcome
+from engine.domain.messages import (
+    MAX_DECLARED_BYTES,
+    MAX_INLINE_OUTPUT_BYTES,
+    AgentCallInput,
+    FinalizeInput,
+    StepOutcome,
+)
 from engine.domain.operands import declare, missing_path
 from engine.errors import ErrorCode, LimitExceededError, StoreError
 
@@ -101,6 +107,7 @@ class _Attempt:
         self.tool_calls: list[ToolCall] = []
         self.recalled = Recalled()
         self.warnings: list[ExecutionWarning] = []
+        self.handed: Value | None = None
         self.decided_recorded = not call.decided
         self._announcing = asyncio.Lock()
         self._is_answered = False
@@ -114,7 +121,7 @@ class _Attempt:
                     await remember_output(self.call, finished.output.inline, finished.completed_at, self.parts.memory)
                 return finished
         else:
-            self.events.append(self._event("step.started", agent_id=self.call.agent.agent_id))
+            self.events = [*self.call.events, self._event("step.started", agent_id=self.call.agent.agent_id)]
         facts = CallFacts(
             self.call.execution_id,
             self.call.step_id,
@@ -146,6 +153,7 @@ class _Attempt:
             self.warnings += [warning.model_copy(update={"step_id": call.step_id}) for warning in reply.warnings]
             mapped = output_mapped(call, reply, operands)
             output = await self._kept(mapped)
+            self.handed = await self._handed(reply.output, mapped)
         except AgentFailure as failure:
             self.usage += failure.usage
             self.tool_calls += failure.tool_calls
@@ -200,9 +208,22 @@ class _Attempt:
         except StoreError as error:
             raise store_application_error(error, self.number, self.usage, "unasked") from error
 
-    async def _kept(self, value: JsonValue) -> Value:
-        """The value itself, or a reference to it when it is large."""
-        if json_size(value, limit=MAX_INLINE_OUTPUT_BYTES) <= MAX_INLINE_OUTPUT_BYTES:
+    async def _handed(self, reply: JsonValue, mapped: JsonValue) -> Value | None:
+        """What handoffs read of the reply, overlaid by the mapped output: an object of those top keys."""
+        paths = self.call.handed
+        if not paths:
+            return None
+        whole = {**(reply if isinstance(reply, dict) else {}), **(mapped if isinstance(mapped, dict) else {})}
+        keys = {segments[0] for text in paths if (segments := parse_path(text).segments)}
+        reads_all = any(not parse_path(text).segments for text in paths)
+        read = {key: value for key, value in whole.items() if reads_all or key in keys}
+        return await self._kept(read, paths, MAX_DECLARED_BYTES)
+
+    async def _kept(
+        self, value: JsonValue, declared: list[str] | None = None, limit: int = MAX_INLINE_OUTPUT_BYTES
+    ) -> Value:
+        """The value itself, or a reference to it, with what lies at the declared paths, when it is large."""
+        if json_size(value, limit=limit) <= limit:
             return Value.of(value)
         try:
             artifact = await self._with_patience(lambda: self.parts.artifacts.put_artifact(value))
@@ -210,7 +231,7 @@ class _Attempt:
             raise AgentFailure(FailureReason.INVALID_OUTPUT, error.message) from error
         except StoreError as error:
             raise store_application_error(error, self.number, self.usage, "store") from error
-        return Value(ref=declare(value, self.call.declared, artifact))
+        return Value(ref=declare(value, self.call.declared if declared is None else declared, artifact))
 
     async def _claim(self) -> StepOutcome | None:
         claim = self._record(StepStatus.RUNNING)
@@ -226,7 +247,9 @@ class _Attempt:
             raise ApplicationError("A later attempt has taken over", type="superseded")
         self.usage = stored.usage
         self.tool_calls = [*stored.tool_calls]
-        self.events = [*stored.events, self._event("step.retried", attempt=self.number)]
+        known = {event.id for event in stored.events}
+        decided = [event for event in self.call.events if event.id not in known]
+        self.events = [*decided, *stored.events, self._event("step.retried", attempt=self.number)]
         return None
 
     async def _announce(self) -> bool:
@@ -395,6 +418,7 @@ class _Attempt:
             warnings=[*self.recalled.warnings, *self.warnings],
             tool_calls=self.tool_calls,
             context=self.recalled.sources,
+            handed=self.handed,
             transcript=transcript,
         )
 
@@ -408,6 +432,7 @@ class _Attempt:
             token=record.token,
             decided_recorded=self.decided_recorded,
             warnings=record.warnings,
+            handed=record.handed,
         )
 
     def _event(self, event_type: str, **data: JsonValue) -> Event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.domain.execution import ToolCall, Usage
-    from engine.domain.messages import AgentCallInput
+    from engine.domain.messages import AgentCallInput, RetryDelays
 
 MAX_MESSAGE_CHARS = 4000
 MAX_TOOL_CALLS_BYTES = 16 * 1024
@@ -42,7 +43,9 @@ def application_error(
     details = FailureDetails(
         attempt=attempt, usage=usage, cause=cause, details=failure.details, tool_calls=_latest(tool_calls)
     )
-    delay: timedelta | None = failure.retry_after
+    delay = failure.retry_after
+    if delay is None and call.delays is not None:
+        delay = _shortened(call.delays, attempt)
     return ApplicationError(
         failure.message[:MAX_MESSAGE_CHARS],
         details.model_dump(mode="json", exclude_unset=True),
@@ -50,6 +53,14 @@ def application_error(
         non_retryable=is_final(failure, call, attempt),
         next_retry_delay=delay,
     )
+
+
+def _shortened(delays: RetryDelays, attempt: int) -> timedelta:
+    """The policy's wait after an attempt, shortened by up to half at random."""
+    # The exponent is bounded so that a thousand attempts do not overflow what is cut to the longest wait anyway.
+    factor = delays.backoff_coefficient ** min(attempt - 1, 64)
+    seconds = min(delays.initial_interval.total_seconds() * factor, delays.maximum_interval.total_seconds())
+    return timedelta(seconds=random.uniform(seconds / 2, seconds))  # noqa: S311 - spreads load, guards nothing
 
 
 def _latest(tool_calls: Sequence[ToolCall]) -> list[ToolCall]:

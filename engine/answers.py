@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from engine.domain.execution import StepStatus, Usage
 from engine.domain.metrics import format_instant
@@ -56,7 +56,7 @@ def workflow(stored: DefinitionVersion) -> types.Workflow:
     head = workflow_item(stored)
     answer: dict[str, object] = {**head, "steps": content["steps"]}
     del answer["step_count"]
-    for key in ("input_schema", "defaults", "output_mapping"):
+    for key in ("input_schema", "defaults", "output_mapping", "handoffs", "on_failure"):
         if content.get(key) is not None:
             answer[key] = content[key]
     return answer  # pyright: ignore[reportReturnType] # built key by key from the definition
@@ -238,7 +238,7 @@ def execution_result(
             )
             for step_id in record.step_ids
         },
-        "handoffs": [],
+        "handoffs": [_handoff_taken(event) for event in result.handoffs],
         "warnings": warnings(record.warnings),
         "usage": usage(record.usage),
         "error": error(record.error),
@@ -393,6 +393,17 @@ def _step_result(record: StepRecord | None, output: JsonValue, trace: StepTrace)
     if record.transcript is not None:
         answer["transcript"] = trace.transcript
     return answer
+
+
+def _handoff_taken(event: Event) -> types.HandoffTaken:
+    texts = ("handoff_id", "source_step", "target_step", "source_agent_id", "target_agent_id", "reason")
+    found: dict[str, object] = {key: event.data.get(key) for key in texts}
+    found |= {
+        "taken": event.type == "handoff.taken",
+        "values": event.data.get("values") or {},
+        "at": format_instant(event.at),
+    }
+    return cast("types.HandoffTaken", found)
 
 
 def _tool_call(call: ToolCall) -> types.ToolCall:

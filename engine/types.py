@@ -59,6 +59,8 @@ class Workflow(TypedDict):
     tags: list[str]
     metadata: JsonObject
     steps: list[JsonObject]
+    handoffs: NotRequired[str]
+    on_failure: NotRequired[str]
     input_schema: NotRequired[JsonObject]
     defaults: NotRequired[JsonObject]
     output_mapping: NotRequired[JsonObject]
@@ -265,7 +267,7 @@ class StepResult(TypedDict):
 
 
 class HandoffTaken(TypedDict):
-    """A handoff in a result; none are acted on yet."""
+    """A handoff that was decided about, taken or not."""
 
     handoff_id: str
     source_step: str
@@ -274,7 +276,9 @@ class HandoffTaken(TypedDict):
     target_agent_id: str
     taken: bool
     reason: str | None
+    """In words: that its trigger fired, or what kept it from being taken."""
     values: JsonObject
+    """What its conditions read, by path."""
     at: str
 
 

@@ -334,7 +334,7 @@ def fail(error: ErrorPayload) -> NoReturn:
 
 def _returned(output: Value) -> JsonValue:
     """What the run returns: the bare output, or a reference to a large one."""
-    return output.inline if output.ref is None else output.ref.model_dump(mode="json", exclude={"declared"})
+    return output.inline if output.ref is None else output.ref.model_dump(mode="json", exclude={"declared", "absent"})
 
 
 def _upsert_search_attributes(loaded: LoadPlanResult) -> None:

@@ -47,6 +47,8 @@ class RetryPolicySpec(_Spec):
     """Seconds before the first retry; default 1."""
     max_interval: float | None = Field(default=None, gt=0, le=31536000)
     """Most seconds between two attempts; default 60."""
+    jitter: bool | None = None
+    """Whether each wait is shortened by up to half of it, at random; default: it is not."""
     non_retryable: list[str] | None = None
     """Failure reasons that end the call at once (``invalid_output``, ``timeout`` excepted: see docs)."""
 
@@ -55,6 +57,8 @@ class Fallback(_Spec):
     """The agent that is called when the step's own gives up."""
 
     agent_id: str
+    on: list[str] | None = None
+    """Failure reasons that it is called for; None: for all."""
 
 
 class ContextSpec(_Spec):
@@ -93,6 +97,14 @@ class Step(_Spec):
     """Seconds for all attempts with the waits between; default: no limit."""
     retry_policy: RetryPolicySpec | None = None
     fallback: Fallback | None = None
+    when: str | None = None
+    """A condition; the step is skipped when it does not hold."""
+    join: Literal["all", "any", "settled"] = "all"
+    """Which of the dependencies must have completed: all, at least one, or none as long as all are over."""
+    on_error: Literal["fail", "continue"] = "fail"
+    """What a step that has failed for good does to the execution; ``continue``: its output is null."""
+    at_most_once: bool = False
+    """Whether a call is never repeated: neither after a failure nor after its worker was lost."""
     output_schema: JsonObject | None = None
     """JSON Schema that the agent's reply must satisfy; otherwise the attempt fails with ``invalid_output``."""
     context: ContextSpec | None = None
@@ -109,6 +121,10 @@ class WorkflowDefinition(_Spec):
     input_schema: JsonObject | None = None
     defaults: StepDefaults | None = None
     output_mapping: JsonObject | None = None
+    handoffs: Literal["edges", "off"] = "edges"
+    """Whether handoffs govern the edges between steps of their agents."""
+    on_failure: Literal["cancel", "finish"] = "cancel"
+    """What becomes of running steps when one fails: they are cancelled, or may end."""
     steps: list[Step]
 
     def to_dict(self) -> JsonObject:

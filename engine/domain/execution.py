@@ -122,6 +122,8 @@ class ArtifactRef(_Record):
     size_bytes: int
     declared: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     """Path (``output.plan.title``, ``input[0]``) to the value there, each at most 16 KiB."""
+    absent: list[str] = Field(default_factory=list[str])
+    """Paths at which nothing is, so that what is not declared is known to be large."""
 
 
 class Value(_Record):
@@ -249,6 +251,8 @@ class StepRecord(_Record):
     """Of all attempts of this logical call, in order."""
     context: list[ContextSource] = Field(default_factory=list[ContextSource])
     """What was recalled for it."""
+    handed: Value | None = None
+    """What handoffs read of the reply and the output: an object of those top keys."""
     transcript: Value | None = None
     """Prompts and replies as a list of messages; kept only when the execution asked for a trace."""
 

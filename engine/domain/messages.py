@@ -7,7 +7,7 @@ envelope, so a change of behaviour is a plain branch on data.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,10 +18,12 @@ from engine.domain.execution import (
     ArtifactRef,
     Cancellation,
     ErrorPayload,
+    Event,
     ExecutionOptions,
     ExecutionStatus,
     ExecutionWarning,
     StepRecord,
+    StepStatus,
     ToolCall,
     Usage,
     Value,
@@ -53,6 +55,7 @@ __all__ = [
     "RecallInput",
     "RecordDecisionsInput",
     "RequestCancelInput",
+    "RetryDelays",
     "SettledStep",
     "StartEnvelope",
     "StepOutcome",
@@ -107,6 +110,14 @@ class SettledStep(_Message):
     output: Value | None = None
     """None when nothing reads it any more, or when it is read from the record (``in_record``)."""
     in_record: bool = False
+    status: StepStatus = StepStatus.COMPLETED
+    """``failed``: and the execution went on."""
+    error: ErrorPayload | None = None
+    handed: Value | None = None
+    declared: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    """What later conditions read of an output that is in the record, by path (``output.kind``)."""
+    absent: list[str] = Field(default_factory=list[str])
+    """Paths that they read, and where nothing is."""
 
 
 class CarriedState(_Message):
@@ -175,6 +186,14 @@ class RecallInput(_Message):
     scope: ContextScope
 
 
+class RetryDelays(_Message):
+    """A retry policy's waits, for an activity that chooses them itself."""
+
+    initial_interval: timedelta
+    backoff_coefficient: float
+    maximum_interval: timedelta
+
+
 class ClosingCall(_Message):
     """If this call succeeds, the execution completes with its output: step and end are recorded at once."""
 
@@ -221,6 +240,12 @@ class AgentCallInput(_Message):
     output_schema: JsonObject | None = None
     reply_keys: list[str] = Field(default_factory=list[str])
     recall: RecallInput | None = None
+    handed: list[str] = Field(default_factory=list[str])
+    """Paths (``source_output.plan_complete``) that handoffs read of the reply, overlaid by the mapped output."""
+    delays: RetryDelays | None = None
+    """Set when the waits between attempts are shortened at random."""
+    events: list[Event] = Field(default_factory=list[Event])
+    """What was decided about the step before it was dispatched; goes into its record."""
     remember_now: bool = False
     """Whether a later step may want to be reminded of this one's output: then it is stored before this one ends."""
 
@@ -238,6 +263,8 @@ class StepOutcome(_Message):
     """The store did not take the record; the workflow hands it on with its decisions."""
     decided_recorded: bool = True
     """Whether the ``decided`` list of the input was stored."""
+    handed: Value | None = None
+    """What ``AgentCallInput.handed`` asked for: an object of top keys, or a reference to it."""
     closed: bool = False
     """Whether the execution's end was recorded with it, as ``closing`` asked."""
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])

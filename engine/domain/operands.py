@@ -25,6 +25,8 @@ from engine.domain.expressions import (
 from engine.domain.messages import MAX_CALL_INPUT_BYTES, MAX_DECLARED_BYTES, CallInput, OperandRef
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine.domain.execution import Value
     from engine.domain.json import JsonValue
 
@@ -65,10 +67,15 @@ class ValueSource(Protocol):
 class Located:
     """A value that a path starts in: in memory, in an artifact, or only in a record."""
 
-    __slots__ = ("root", "segments", "stored", "value")
+    __slots__ = ("known", "root", "segments", "stored", "value")
 
     def __init__(
-        self, value: Value | None, segments: tuple[str | int, ...], root: str, stored: OperandRef | None
+        self,
+        value: Value | None,
+        segments: tuple[str | int, ...],
+        root: str,
+        stored: OperandRef | None,
+        known: Mapping[str, JsonValue | Missing] | None = None,
     ) -> None:
         self.value = value
         """None when it is only in the record."""
@@ -77,18 +84,26 @@ class Located:
         """``output`` or ``input``: the root of declared paths."""
         self.stored = stored
         """Where the record holds it."""
+        self.known = known or {}
+        """What is at declared paths of a value that is only in the record."""
 
     def read(self) -> JsonValue | Missing:
         """The value at the path. Raises ``Unavailable`` when it is not in memory."""
-        if self.value is None:
-            raise Unavailable
-        if self.value.ref is None:
+        if self.value is not None and self.value.ref is None:
             return walk(self.value.inline, self.segments)
-        declared = self.value.ref.declared
+        ref = None if self.value is None else self.value.ref
+        declared = self.known if ref is None else ref.declared
         key = render_path(self.root, self.segments)
+        if ref is not None and key in ref.absent:
+            return MISSING
         if key not in declared:
             raise Unavailable
         return declared[key]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether an activity can find it; what is not stored is small."""
+        return self.stored is not None or (self.value is not None and self.value.ref is not None)
 
     def reference(self) -> OperandRef:
         """Where an activity finds the value at the path."""
@@ -154,7 +169,7 @@ def locate_operands(paths: tuple[Path, ...], source: ValueSource) -> dict[str, O
             _require_default(path)
             continue
         size = json_size(value, limit=MAX_DECLARED_BYTES)
-        if size > MAX_DECLARED_BYTES or inline_bytes + size > _MAX_INLINE_OPERANDS_BYTES:
+        if located.is_stored and (size > MAX_DECLARED_BYTES or inline_bytes + size > _MAX_INLINE_OPERANDS_BYTES):
             operands[path.text] = located.reference()
         else:
             inline_bytes += size
@@ -175,14 +190,16 @@ def _require_default(path: Path) -> None:
 def declare(value: JsonValue, paths: list[str], artifact: tuple[str, int]) -> ArtifactRef:
     """Make the reference to a stored value, with what lies at the declared paths, as far as it is small."""
     declared: dict[str, JsonValue] = {}
+    absent: list[str] = []
     room = _MAX_DECLARED_TOTAL_BYTES
     for text in paths:
         found = walk(value, parse_path(text).segments)
         if isinstance(found, Missing):
+            absent.append(text)
             continue
         size = json_size(found, limit=MAX_DECLARED_BYTES)
         if size <= min(MAX_DECLARED_BYTES, room):
             declared[text] = found
             room -= size
     artifact_id, size_bytes = artifact
-    return ArtifactRef(artifact_id=artifact_id, size_bytes=size_bytes, declared=declared)
+    return ArtifactRef(artifact_id=artifact_id, size_bytes=size_bytes, declared=declared, absent=absent)

@@ -8,12 +8,12 @@ or an agent can't touch a running execution.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.domain.agent import Agent, PlanAgent
-from engine.domain.conditions import parse_trigger
+from engine.domain.conditions import parse_condition, parse_trigger
 from engine.domain.context import ContextScope
 from engine.domain.definition import DefinitionVersion, RetryPolicySpec, Step, WorkflowDefinition
 from engine.domain.execution import ExecutionWarning
@@ -27,6 +27,8 @@ __all__ = [
     "DEFAULT_MAX_INTERVAL",
     "DEFAULT_STEP_TIMEOUT",
     "ExecutionPlan",
+    "PlanEdge",
+    "PlanRecall",
     "PlanStep",
     "RetryPolicy",
     "agent_ids_of",
@@ -54,6 +56,7 @@ class RetryPolicy(_Frozen):
     backoff_coefficient: float
     initial_interval: timedelta
     maximum_interval: timedelta
+    jitter: bool = False
     non_retryable: list[str] = Field(default_factory=list[str])
     """Failure reasons that end the call at once, beside those that always do."""
 
@@ -65,6 +68,17 @@ class PlanRecall(_Frozen):
     """Template of the text to find neighbours of."""
     top_k: int
     scope: ContextScope
+
+
+class PlanEdge(_Frozen):
+    """A handoff that governs a dependency between two steps."""
+
+    handoff_id: str
+    source_step: str
+    source_agent_id: str
+    target_agent_id: str
+    trigger_conditions: list[str]
+    data_mapping: dict[str, str]
 
 
 class PlanStep(_Frozen):
@@ -81,6 +95,16 @@ class PlanStep(_Frozen):
     timeout: timedelta
     total_timeout: timedelta | None
     retry: RetryPolicy
+    when: str | None = None
+    join: Literal["all", "any", "settled"] = "all"
+    on_error: Literal["fail", "continue"] = "fail"
+    at_most_once: bool = False
+    fallback_on: list[str] = Field(default_factory=list[str])
+    """Reasons that the fallback is called for; empty: all."""
+    edges: list[PlanEdge] = Field(default_factory=list[PlanEdge])
+    """Handoffs from direct dependencies, the first made first."""
+    handed: list[str] = Field(default_factory=list[str])
+    """Paths (``source_output.plan``) that the edges to other steps read."""
     output_schema: JsonObject | None = None
     """JSON Schema of the agent's reply."""
     recall: PlanRecall | None = None
@@ -106,6 +130,7 @@ class ExecutionPlan(_Frozen):
     declared_input: list[str]
     """Paths (``input.topic``) below the input that mappings read."""
     agents: dict[str, PlanAgent]
+    on_failure: Literal["cancel", "finish"] = "cancel"
     handoffs: list[Handoff] = Field(default_factory=list[Handoff])
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
 
@@ -132,8 +157,8 @@ def agent_ids_of(definition: WorkflowDefinition) -> list[str]:
 def step_dependencies(step: Step, templates: list[Template], order: dict[str, int]) -> list[str]:
     """The steps that must have settled before ``step``: named ones and referred ones, in definition order."""
     named = dict.fromkeys(step.depends_on)
-    for template in templates:
-        named.update(dict.fromkeys(_referred_steps(template.paths)))
+    for paths in (*(template.paths for template in templates), _condition_paths(step)):
+        named.update(dict.fromkeys(_referred_steps(paths)))
     return sorted(named, key=lambda step_id: order[step_id])
 
 
@@ -182,13 +207,22 @@ def compile_plan(
         mapping = step.input_mapping
         if mapping is None:
             mapping = _default_input_mapping(dependencies[step.id])
-            _collect_reads(compile_template(mapping), reads, input_reads)
+            _collect_reads(compile_template(mapping).paths, reads, input_reads)
         mappings[step.id] = mapping
         for template in templates[step.id]:
-            _collect_reads(template, reads, input_reads)
-    _collect_reads(compile_template(output), reads, input_reads)
+            _collect_reads(template.paths, reads, input_reads)
+    edges = {step.id: _edges_to(step, definition, dependencies[step.id], handoffs) for step in definition.steps}
+    handed: dict[str, dict[str, None]] = {step.id: {} for step in definition.steps}
+    for step in definition.steps:
+        _collect_reads(_condition_paths(step), reads, input_reads)
+        for edge in edges[step.id]:
+            _collect_handed(edge, handed[edge.source_step])
+            _collect_reads(_trigger_paths(edge.trigger_conditions), reads, input_reads)
+    _collect_reads(compile_template(output).paths, reads, input_reads)
 
-    asked = {step.id: _reply_keys(step, list(reads[step.id]), agents, handoffs) for step in definition.steps}
+    asked = {
+        step.id: _reply_keys(step, list(reads[step.id]), list(handed[step.id]), agents) for step in definition.steps
+    }
     return ExecutionPlan(
         definition_id=stored.definition_id,
         version=stored.version,
@@ -204,6 +238,8 @@ def compile_plan(
                 dependencies[step.id],
                 list(reads[step.id]),
                 asked[step.id],
+                edges[step.id],
+                list(handed[step.id]),
                 default_max_retries,
             )
             for step in definition.steps
@@ -211,8 +247,9 @@ def compile_plan(
         output=output,
         declared_input=list(input_reads),
         agents={agent_id: _plan_agent(agents[agent_id]) for agent_id in agent_ids_of(definition)},
+        on_failure=definition.on_failure,
         handoffs=handoffs,
-        warnings=[warning for handoff in handoffs for warning in _handoff_warnings(handoff, definition, dependencies)],
+        warnings=[warning for handoff in handoffs for warning in _handoff_warnings(handoff, definition)],
     )
 
 
@@ -227,12 +264,13 @@ def _default_input_mapping(dependencies: list[str]) -> JsonObject:
     return {"input": "${input}", "steps": steps}
 
 
-def _collect_reads(template: Template, reads: dict[str, dict[str, None]], input_reads: dict[str, None]) -> None:
-    for path in template.paths:
+def _collect_reads(paths: tuple[Path, ...], reads: dict[str, dict[str, None]], input_reads: dict[str, None]) -> None:
+    for path in paths:
         if path.root == "input" and path.segments:
             input_reads[render_path("input", path.segments)] = None
         elif path.root == "steps" and len(path.segments) > 2 and path.segments[1] == "output":
-            reads[str(path.segments[0])][render_path("output", path.segments[2:])] = None
+            # A handoff may read steps that this workflow does not have.
+            reads.get(str(path.segments[0]), {})[render_path("output", path.segments[2:])] = None
 
 
 def _plan_step(
@@ -242,6 +280,8 @@ def _plan_step(
     depends_on: list[str],
     declared: list[str],
     reply_keys: list[str],
+    edges: list[PlanEdge],
+    handed: list[str],
     default_max_retries: int,
 ) -> PlanStep:
     defaults = definition.defaults
@@ -256,7 +296,14 @@ def _plan_step(
         depends_on=depends_on,
         timeout=timedelta(seconds=timeout) if timeout else DEFAULT_STEP_TIMEOUT,
         total_timeout=timedelta(seconds=total) if total else None,
-        retry=_retry_policy(step.retry_policy, defaults and defaults.retry_policy, default_max_retries),
+        retry=_retry_policy(step, defaults and defaults.retry_policy, default_max_retries),
+        when=step.when,
+        join=step.join,
+        on_error=step.on_error,
+        at_most_once=step.at_most_once,
+        fallback_on=(step.fallback and step.fallback.on) or [],
+        edges=edges,
+        handed=handed,
         output_schema=step.output_schema,
         recall=PlanRecall(**step.context.model_dump()) if step.context else None,
         reply_keys=reply_keys,
@@ -264,7 +311,7 @@ def _plan_step(
     )
 
 
-def _reply_keys(step: Step, declared: list[str], agents: dict[str, Agent], handoffs: list[Handoff]) -> list[str]:
+def _reply_keys(step: Step, declared: list[str], handed: list[str], agents: dict[str, Agent]) -> list[str]:
     """What a model is asked for when it has no schema: the keys of its reply that somebody reads."""
     called = [step.agent_id, *([step.fallback.agent_id] if step.fallback else [])]
     if not any(agents[agent_id].kind == "llm" for agent_id in called):
@@ -273,25 +320,14 @@ def _reply_keys(step: Step, declared: list[str], agents: dict[str, Agent], hando
     paths = [parse_path(text) for text in declared] if mapping is None else compile_template(mapping).paths
     keys = [path.segments[0] for path in paths if path.root == "output" and path.segments]
     mapped = mapping or {}
-    for handoff in handoffs:
-        if handoff.source_agent_id in called:
-            keys += [key for key in _keys_of_handoff(handoff) if key not in mapped]
+    keys += [key for text in handed for key in parse_path(text).segments[:1] if key not in mapped]
     return list(dict.fromkeys(key for key in keys if isinstance(key, str)))
 
 
-def _keys_of_handoff(handoff: Handoff) -> list[str | int]:
-    trigger = parse_trigger(handoff.trigger_conditions)
-    paths = [path for condition in trigger.conditions for path in condition.paths]
-    return [
-        *handoff.data_mapping,
-        *(path.segments[0] for path in paths if path.root == "source_output" and path.segments),
-    ]
-
-
-def _retry_policy(own: RetryPolicySpec | None, common: RetryPolicySpec | None, default_max_retries: int) -> RetryPolicy:
-    own = own or RetryPolicySpec()
+def _retry_policy(step: Step, common: RetryPolicySpec | None, default_max_retries: int) -> RetryPolicy:
+    own = step.retry_policy or RetryPolicySpec()
     common = common or RetryPolicySpec()
-    retries = _first(own.max_retries, common.max_retries, default_max_retries)
+    retries = 0 if step.at_most_once else _first(own.max_retries, common.max_retries, default_max_retries)
     initial = _first(own.initial_interval, common.initial_interval, DEFAULT_INITIAL_INTERVAL.total_seconds())
     longest = _first(own.max_interval, common.max_interval, DEFAULT_MAX_INTERVAL.total_seconds())
     return RetryPolicy(
@@ -299,6 +335,7 @@ def _retry_policy(own: RetryPolicySpec | None, common: RetryPolicySpec | None, d
         backoff_coefficient=_first(own.backoff_factor, common.backoff_factor, DEFAULT_BACKOFF),
         initial_interval=timedelta(seconds=initial),
         maximum_interval=timedelta(seconds=max(initial, longest)),
+        jitter=bool(common.jitter if own.jitter is None else own.jitter),
         non_retryable=_first(own.non_retryable, common.non_retryable, []),
     )
 
@@ -317,35 +354,59 @@ def _plan_agent(agent: Agent) -> PlanAgent:
     )
 
 
-def _handoff_warnings(
-    handoff: Handoff, definition: WorkflowDefinition, dependencies: dict[str, list[str]]
-) -> list[ExecutionWarning]:
+def _condition_paths(step: Step) -> tuple[Path, ...]:
+    return () if step.when is None else parse_condition(step.when).paths
+
+
+def _trigger_paths(texts: list[str]) -> tuple[Path, ...]:
+    return tuple(path for condition in parse_trigger(texts).conditions for path in condition.paths)
+
+
+def _edges_to(
+    step: Step, definition: WorkflowDefinition, dependencies: list[str], handoffs: list[Handoff]
+) -> list[PlanEdge]:
+    """The handoffs between a step's direct dependencies and itself, the first made first."""
+    if definition.handoffs == "off":
+        return []
+    agent_of = {other.id: other.agent_id for other in definition.steps}
+    ordered = sorted(handoffs, key=lambda handoff: (handoff.created_at, handoff.handoff_id))
+    return [
+        PlanEdge(
+            handoff_id=handoff.handoff_id,
+            source_step=source,
+            source_agent_id=handoff.source_agent_id,
+            target_agent_id=handoff.target_agent_id,
+            trigger_conditions=handoff.trigger_conditions,
+            data_mapping=handoff.data_mapping,
+        )
+        for source in dependencies
+        for handoff in ordered
+        if handoff.handoff_type != "escalation"
+        and (handoff.source_agent_id, handoff.target_agent_id) == (agent_of[source], step.agent_id)
+    ]
+
+
+def _collect_handed(edge: PlanEdge, handed: dict[str, None]) -> None:
+    for key in edge.data_mapping:
+        handed[render_path("source_output", (key,))] = None
+    for path in _trigger_paths(edge.trigger_conditions):
+        if path.root == "source_output":
+            handed[render_path("source_output", path.segments)] = None
+
+
+def _handoff_warnings(handoff: Handoff, definition: WorkflowDefinition) -> list[ExecutionWarning]:
+    if handoff.handoff_type != "escalation" or definition.handoffs == "off":
+        return []
     return [
         ExecutionWarning(
             code="unsupported",
             message=(
                 f"Handoff {handoff.handoff_id} ({handoff.handoff_type}, {handoff.source_agent_id} to "
-                f"{handoff.target_agent_id}) is stored but not acted on yet: {consequence}"
+                f"{handoff.target_agent_id}) is stored but not acted on yet: a failure of step {step.id} is not "
+                "escalated"
             ),
-            step_id=step_id,
+            step_id=step.id,
         )
-        for step_id, consequence in _touched_steps(handoff, definition, dependencies)
-    ]
-
-
-def _touched_steps(
-    handoff: Handoff, definition: WorkflowDefinition, dependencies: dict[str, list[str]]
-) -> list[tuple[str, str]]:
-    if handoff.handoff_type == "escalation":
-        return [
-            (step.id, f"a failure of step {step.id} is not escalated")
-            for step in definition.steps
-            if step.agent_id == handoff.source_agent_id
-        ]
-    agent_of = {step.id: step.agent_id for step in definition.steps}
-    return [
-        (step.id, f"step {step.id} runs after {source} by its depends_on alone")
         for step in definition.steps
-        for source in dependencies[step.id]
-        if step.agent_id == handoff.target_agent_id and agent_of[source] == handoff.source_agent_id
+        if step.agent_id == handoff.source_agent_id
     ]

@@ -8,39 +8,49 @@ only repeat them. One event costs O(out-degree of its step), not O(steps).
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
+from engine.domain.admissions import Admissions, TooLargeToDecideError
+from engine.domain.call_records import CallFailure, CallRecords, RunFacts
 from engine.domain.execution import (
     Cancellation,
     ErrorPayload,
-    Event,
     ExecutionStatus,
     ExecutionWarning,
     StepRecord,
     StepStatus,
-    ToolCall,
     Usage,
     Value,
-    micros,
 )
-from engine.domain.expressions import MissingPathError, Template, compile_template, json_size
+from engine.domain.expressions import (
+    MISSING,
+    Missing,
+    MissingPathError,
+    Path,
+    Template,
+    compile_template,
+    json_size,
+    render_path,
+)
 from engine.domain.ids import call_address
 from engine.domain.json import JsonObject, JsonValue
 from engine.domain.messages import (
+    MAX_DECLARED_BYTES,
     MAX_SENT_DECISIONS_BYTES,
     AgentCallInput,
     CallInput,
     CarriedState,
     ClosingCall,
     RecallInput,
+    RetryDelays,
     SettledStep,
     StepOutcome,
 )
-from engine.domain.operands import call_input, call_input_with_context, locate_operands, missing_path
+from engine.domain.operands import Unavailable, call_input, call_input_with_context, locate_operands, missing_path
 from engine.domain.plan import output_of
-from engine.domain.plan_values import PlanValues, StepState
+from engine.domain.plan_values import PlanValues, StepState, condition_paths
 from engine.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -58,27 +68,6 @@ _UNMEASURED_CALLS: Final = MAX_WINDOW_BYTES // (256 * 1024) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class RunFacts:
-    """What a run knows of itself from its first moment on."""
-
-    execution_id: str
-    run_id: str
-    run_started_at: datetime
-    started_at: datetime
-    """Of the execution: of its first run when continued as new."""
-    plan_hash: str = ""
-    deadline_at: datetime | None = None
-    trace: bool = False
-    tags: list[str] = field(default_factory=list[str])
-    was_reset: bool = False
-    """An operator made this run out of the beginning of another, whose start it shares."""
-
-    def owned_since(self, now: datetime) -> datetime:
-        """The ``run_started_at`` of what this run writes ``now``: a later run's is greater, a reset one's as well."""
-        return now if self.was_reset else self.run_started_at
-
-
-@dataclass(frozen=True, slots=True)
 class InvokeAgent:
     """Schedule an agent's activity."""
 
@@ -88,21 +77,6 @@ class InvokeAgent:
     step: PlanStep
     maximum_attempts: int
     call: AgentCallInput
-
-
-@dataclass(frozen=True, slots=True)
-class CallFailure:
-    """How a scheduled call ended without an outcome."""
-
-    kind: Literal["agent", "timeout", "lost", "cancelled", "input", "store"]
-    """``lost``: by a heartbeat timeout, a worker's shutdown or a store that kept the agent from being called.
-    ``store``: the agent answered, and its output could not be kept."""
-    reason: str
-    message: str
-    attempts: int
-    usage: Usage = field(default_factory=Usage)
-    details: JsonObject = field(default_factory=dict[str, JsonValue])
-    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +119,10 @@ class ExecutionProgress:
         self._order = {step.id: index for index, step in enumerate(plan.steps)}
         self._dependants: dict[str, list[str]] = {step.id: [] for step in plan.steps}
         self._recalls = plan.recalls
+        self._failing: Ending | None = None
+        """A step has failed, and what runs may end before the execution does."""
+        self._admissions = Admissions(self.facts, self.steps, self.values)
+        self._records = CallRecords(self.facts, plan)
         self._templates: dict[str, tuple[Template, Template | None]] = {}
         self._ready: list[int] = []
         self._running: dict[str, str] = {}
@@ -169,7 +147,7 @@ class ExecutionProgress:
     @property
     def has_ready(self) -> bool:
         """Whether a step could be dispatched now."""
-        return bool(self._ready) and self.ending is None
+        return bool(self._ready) and self.ending is None and self._failing is None
 
     @property
     def is_over(self) -> bool:
@@ -180,10 +158,12 @@ class ExecutionProgress:
         """Dispatch ready steps in definition order, within the window of pending calls and bytes."""
         actions: list[InvokeAgent] = []
         window_bytes = 0
-        while self._ready and self.ending is None:
+        while self.has_ready:
             if len(self._running) >= MAX_PENDING_CALLS or window_bytes > MAX_WINDOW_BYTES:
                 break
             step = self.plan.steps[heapq.heappop(self._ready)]
+            if not self._admit(step, now):
+                continue
             action = self._invoke(step, now)
             if action is not None:
                 actions.append(action)
@@ -201,17 +181,19 @@ class ExecutionProgress:
         state.completed_at = outcome.completed_at
         state.started_at = state.started_at or outcome.started_at
         state.output = outcome.output
+        state.handed = outcome.handed
         state.status = StepStatus.COMPLETED
         self.usage += outcome.usage
         self.warnings.extend(outcome.warnings)
         if not outcome.decided_recorded:
             self.decided = [*sent.decided, *self.decided]
         if outcome.unrecorded:
-            self.decided.append(self._record_of_outcome(step_id, state, outcome))
+            self.decided.append(self._records.of_outcome(step_id, state, outcome))
+        was_open = self.ending is None
         self._settle(step_id)
-        if self._unsettled == 0 and self.ending is None:
-            self.ending = Ending(ExecutionStatus.COMPLETED)
+        if was_open and self.ending is not None and self.ending.status is ExecutionStatus.COMPLETED:
             self.recorded_output = outcome.output if outcome.closed else None
+        self._end_when_idle()
 
     def apply_failure(
         self, address: str, failure: CallFailure, sent: AgentCallInput, now: datetime
@@ -224,29 +206,31 @@ class ExecutionProgress:
         if failure.kind == "cancelled" or self.ending is not None:
             self._close_call(step_id, StepStatus.CANCELLED, failure, now, "step.cancelled")
             return None
-        if failure.kind == "lost" and state.resumes < MAX_RESUMES:
+        if failure.kind == "lost" and state.resumes < MAX_RESUMES and not step.at_most_once:
             state.resumes += 1
             return self._schedule(step, state, sent.model_copy(update={"resumed": True, "decided": []}), 1)
         state.attempts += failure.attempts
         self.usage += failure.usage
-        if failure.kind not in ("input", "store") and state.choice + 1 < len(step.agents):
+        falls_back = not step.fallback_on or failure.reason in step.fallback_on
+        if falls_back and failure.kind not in ("input", "store") and state.choice + 1 < len(step.agents):
             self._close_call(step_id, StepStatus.FAILED, failure, now, "step.fell_back")
             state.choice += 1
             return self._invoke(step, now)
         self._close_call(step_id, StepStatus.FAILED, failure, now, "step.failed")
         self._fail(step, state)
+        self._end_when_idle()
         return None
 
     def cancel(self, cancel: Cancellation) -> None:
         """Stop dispatching: the execution ends as cancelled unless its end was decided before."""
         if self.ending is None:
-            self.ending = Ending(ExecutionStatus.CANCELLED, cancel=cancel)
+            self.ending = self._failing or Ending(ExecutionStatus.CANCELLED, cancel=cancel)
 
     def time_out(self) -> None:
         """The deadline has passed."""
         if self.ending is None:
             at = self.facts.deadline_at
-            self.ending = Ending(
+            self.ending = self._failing or Ending(
                 ExecutionStatus.FAILED,
                 ErrorPayload(
                     code=ErrorCode.EXECUTION_TIMEOUT,
@@ -305,9 +289,9 @@ class ExecutionProgress:
 
     def carry(self) -> CarriedState:
         """What a run that continues this one as new needs; call it only when nothing is scheduled."""
-        needed = self.values.still_read(
-            [step for step in self.plan.steps if self.steps[step.id].status is StepStatus.PENDING]
-        )
+        pending = [step for step in self.plan.steps if self.steps[step.id].status is StepStatus.PENDING]
+        needed = self.values.still_read(pending)
+        decisive = _decisive_paths(pending)
         settled: list[SettledStep] = []
         room_bytes = _CARRIED_TOTAL_BYTES
         for step_id in self._settled_order:
@@ -315,6 +299,9 @@ class ExecutionProgress:
             step = self._carry_step(step_id, limit_bytes, keep=step_id in needed)
             if step.output is not None:
                 room_bytes -= _carried_size(step.output, limit_bytes)
+            if step.in_record and step_id in decisive:
+                step, used_bytes = self._with_known(step, decisive[step_id], room_bytes)
+                room_bytes -= used_bytes
             settled.append(step)
         return CarriedState(
             started_at=self.facts.started_at,
@@ -336,8 +323,13 @@ class ExecutionProgress:
         state.started_at = state.started_at or now
         address = call_address(step.id, None, state.n)
         input_template, output_template = self._templates_of(step)
+        mapping: JsonObject = step.input_mapping
+        handed = self._admissions.inputs(step)
         try:
-            resolved = call_input_with_context(input_template, step.input_mapping, self.values)
+            if handed:
+                mapping = {**handed, **mapping}
+                input_template = compile_template(mapping)
+            resolved = call_input_with_context(input_template, mapping, self.values)
             recall = self._recall(step)
             foreign = () if output_template is None else output_template.paths
             operands = locate_operands(tuple(path for path in foreign if path.root != "output"), self.values)
@@ -368,6 +360,9 @@ class ExecutionProgress:
             tags=self.facts.tags,
         )
         thinking = {
+            "events": self._admissions.events(step, now) if state.n == 1 else [],
+            "handed": step.handed,
+            "delays": _delays(step) if step.retry.jitter else None,
             "output_schema": step.output_schema,
             "reply_keys": step.reply_keys,
             "recall": recall,
@@ -429,11 +424,51 @@ class ExecutionProgress:
         step_id = self._running.pop(address)
         self._close_call(step_id, StepStatus.FAILED, failure, now, "step.failed")
         self._fail(step, self.steps[step_id])
+        self._end_when_idle()
+
+    def _admit(self, step: PlanStep, now: datetime) -> bool:
+        """Whether a step whose dependencies have settled is run; one that is not is skipped or fails here."""
+        state = self.steps[step.id]
+        try:
+            admission = self._admissions.decide(step)
+        except TooLargeToDecideError as error:
+            state.n += 1
+            state.agent_id = step.agents[0]
+            failure = CallFailure("input", ErrorCode.INVALID_INPUT, str(error), 0, details={"path": error.path.text})
+            self._close_call(step.id, StepStatus.FAILED, failure, now, "step.failed")
+            self._fail(step, state)
+            self._end_when_idle()
+            return False
+        if admission.refused_by is None:
+            return True
+        state.n += 1
+        state.run_id = self.facts.run_id
+        state.status = StepStatus.SKIPPED
+        state.completed_at = now
+        state.note = admission.reason
+        self._admissions.must_join = True
+        self.decided.append(self._admissions.skipped_record(step, admission, now))
+        self._settle(step.id)
+        return False
+
+    def _end_when_idle(self) -> None:
+        if self._failing is not None and self.ending is None and not self._running:
+            self.ending = self._failing
 
     def _fail(self, step: PlanStep, state: StepState) -> None:
-        self._settle(step.id)
-        if state.error is not None and self.ending is None:
-            self.ending = Ending(
+        if step.on_error == "continue" and state.error is not None and self.ending is None:
+            state.is_continued = True
+            self._admissions.must_join = True
+            self.warnings.append(
+                ExecutionWarning(
+                    code="step_failed",
+                    message=f"Step {step.id} failed, and the execution went on: {state.error.message}",
+                    step_id=step.id,
+                )
+            )
+        self._settle(step.id, has_failed=not state.is_continued)
+        if state.error is not None and self.ending is None and not state.is_continued and self._failing is None:
+            ending = Ending(
                 ExecutionStatus.FAILED,
                 ErrorPayload(
                     code=state.error.code,
@@ -441,6 +476,10 @@ class ExecutionProgress:
                     details=state.error.details,
                 ),
             )
+            if self.plan.on_failure == "finish":
+                self._failing = ending
+            else:
+                self.ending = ending
 
     def _close_call(
         self, step_id: str, status: StepStatus, failure: CallFailure, now: datetime, event_type: str
@@ -448,7 +487,6 @@ class ExecutionProgress:
         state = self.steps[step_id]
         state.status = status
         state.completed_at = now
-        address = call_address(step_id, None, state.n)
         if status is StepStatus.FAILED:
             code = _CODES.get(failure.kind, ErrorCode.AGENT_ERROR)
             state.error = ErrorPayload(
@@ -461,68 +499,13 @@ class ExecutionProgress:
                     "reason": failure.reason,
                 },
             )
-        self.decided.append(
-            StepRecord(
-                execution_id=self.facts.execution_id,
-                run_id=self.facts.run_id,
-                step_id=step_id,
-                n=state.n,
-                token=micros(now),
-                status=status,
-                agent_id=state.agent_id,
-                agent_version=self.plan.agents[state.agent_id].version if state.agent_id else None,
-                attempts=failure.attempts,
-                prior_attempts=max(state.attempts - failure.attempts, 0),
-                error=state.error,
-                reason=failure.reason,
-                started_at=state.started_at,
-                completed_at=now,
-                usage=failure.usage,
-                tool_calls=failure.tool_calls,
-                events=[
-                    Event.at_instant(
-                        event_type,
-                        now,
-                        address,
-                        step_id,
-                        agent_id=state.agent_id,
-                        reason=failure.reason,
-                        message=failure.message,
-                    )
-                ],
-            )
-        )
+        before = self._admissions.events(self._plan_steps[step_id], now) if state.n == 1 else []
+        self.decided.append(self._records.of_failure(step_id, state, failure, now, event_type, before))
 
-    def _record_of_outcome(self, step_id: str, state: StepState, outcome: StepOutcome) -> StepRecord:
-        return StepRecord(
-            execution_id=self.facts.execution_id,
-            run_id=self.facts.run_id,
-            step_id=step_id,
-            n=state.n,
-            token=outcome.token,
-            status=StepStatus.COMPLETED,
-            agent_id=state.agent_id,
-            agent_version=self.plan.agents[state.agent_id].version if state.agent_id else None,
-            attempts=outcome.attempts,
-            prior_attempts=state.attempts - outcome.attempts,
-            output=outcome.output,
-            started_at=outcome.started_at,
-            completed_at=outcome.completed_at,
-            usage=outcome.usage,
-            events=[
-                Event.at_instant(
-                    "step.completed",
-                    outcome.completed_at,
-                    call_address(step_id, None, state.n),
-                    step_id,
-                    agent_id=state.agent_id,
-                )
-            ],
-            warnings=outcome.warnings,
-        )
-
-    def _settle(self, step_id: str) -> None:
+    def _settle(self, step_id: str, *, has_failed: bool = False) -> None:
         self._unsettled -= 1
+        if self._unsettled == 0 and self.ending is None and self._failing is None and not has_failed:
+            self.ending = Ending(ExecutionStatus.COMPLETED)
         self._settled_order.append(step_id)
         for dependant in self._dependants[step_id]:
             waiting = self.steps[dependant]
@@ -539,7 +522,35 @@ class ExecutionProgress:
             n=state.n,
             output=state.output if keep and small else None,
             in_record=keep and not small,
+            status=state.status,
+            error=state.error if state.is_continued else None,
+            handed=None,
         )
+
+    def _with_known(self, step: SettledStep, paths: list[Path], room_bytes: int) -> tuple[SettledStep, int]:
+        """Add what conditions will read of an output that is not carried over itself."""
+        declared: dict[str, JsonValue] = {}
+        absent: list[str] = []
+        used_bytes = 0
+        for path in paths:
+            located = self.values.locate(path)
+            try:
+                value = MISSING if isinstance(located, Missing) else located.read()
+            except Unavailable:
+                continue
+            key = render_path("output", path.segments[2:])
+            if isinstance(value, Missing):
+                absent.append(key)
+                continue
+            size_bytes = json_size(value, limit=MAX_DECLARED_BYTES)
+            if size_bytes <= min(MAX_DECLARED_BYTES, room_bytes - used_bytes):
+                declared[key] = value
+                used_bytes += size_bytes
+        return step.model_copy(update={"declared": declared, "absent": absent}), used_bytes
+
+    def _hands_on(self, step_id: str) -> bool:
+        """Whether a handoff from a step is still to be decided."""
+        return any(self.steps[name].status is StepStatus.PENDING for name in self._dependants[step_id])
 
     def _restore(self, carried: CarriedState) -> None:
         self.usage = carried.usage
@@ -547,17 +558,41 @@ class ExecutionProgress:
         self.warnings.extend(carried.warnings)
         for settled in carried.settled:
             state = self.steps[settled.step_id]
-            state.status = StepStatus.COMPLETED
+            state.status = settled.status
+            state.is_continued = settled.status is StepStatus.FAILED
+            state.error = settled.error
+            state.handed = settled.handed
+            if settled.status is not StepStatus.COMPLETED:
+                self._admissions.must_join = True
             state.n = settled.n
             state.run_id = settled.run_id
             state.output = settled.output
             state.in_record = settled.in_record
+            state.known = {**settled.declared, **dict.fromkeys(settled.absent, MISSING)}
             self._settle(settled.step_id)
         self._ready = [
             index
             for index, step in enumerate(self.plan.steps)
             if self.steps[step.id].status is StepStatus.PENDING and not self.steps[step.id].waiting_for
         ]
+
+
+def _decisive_paths(steps: list[PlanStep]) -> dict[str, list[Path]]:
+    """Step to the paths below its output that decide whether one of ``steps`` runs."""
+    decisive: dict[str, list[Path]] = {}
+    for step in steps:
+        for path in condition_paths(step):
+            if path.root == "steps" and path.segments[1:2] == ("output",):
+                decisive.setdefault(str(path.segments[0]), []).append(path)
+    return decisive
+
+
+def _delays(step: PlanStep) -> RetryDelays:
+    return RetryDelays(
+        initial_interval=step.retry.initial_interval,
+        backoff_coefficient=step.retry.backoff_coefficient,
+        maximum_interval=step.retry.maximum_interval,
+    )
 
 
 def _carried_size(value: Value, limit_bytes: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from engine.domain.conditions import parse_condition
 from engine.domain.expressions import INPUT_ROOTS, OUTPUT_ROOTS, ExpressionError, Path, compile_template
 from engine.domain.issues import IssueCode, IssueList, Location
 from engine.domain.json_schema import closed_properties
@@ -79,6 +80,7 @@ class _References:
             for key, roots in (("input_mapping", INPUT_ROOTS), ("output_mapping", OUTPUT_ROOTS)):
                 self._check_mapping(step.get(key), roots, step_id, owner, (*place, key))
             self._check_recall(step.get("context"), step_id, owner, (*place, "context"))
+            self._check_condition(step.get("when"), step_id, owner, (*place, "when"))
         self._check_mapping(self._document.get("output_mapping"), RESULT_ROOTS, None, None, ("output_mapping",))
         self._check_cycles()
 
@@ -114,15 +116,34 @@ class _References:
             if any(self._fault(path, step_id) for path in paths):
                 self._check_strings(mapping, roots, step_id, place)
         if owner is not None:
-            edges = self._edges[owner]
-            for path in paths:
-                if path.root == "steps" and path.segments and path.segments[0] in self._by_id:
-                    edges.setdefault(str(path.segments[0]), place)
-            edges.pop(owner, None)
+            self._add_edges(paths, owner, place)
 
     def _check_recall(self, context: JsonValue, step_id: JsonValue, owner: str | None, place: Location) -> None:
         if isinstance(context, dict) and isinstance(context.get("recall"), str):
             self._check_mapping({"recall": context["recall"]}, RESULT_ROOTS, step_id, owner, place)
+
+    def _check_condition(self, text: JsonValue, step_id: JsonValue, owner: str | None, place: Location) -> None:
+        if not isinstance(text, str):
+            return
+        try:
+            paths = parse_condition(text, roots=RESULT_ROOTS).paths
+        except ExpressionError as error:
+            message = f"{_sentence(error.message)} (at character {error.position + 1})"
+            self._issues.error(IssueCode.INVALID_EXPRESSION, place, message)
+            return
+        for path in paths:
+            fault = self._fault(path, step_id)
+            if fault is not None:
+                self._add(fault, place)
+        if owner is not None:
+            self._add_edges(paths, owner, place)
+
+    def _add_edges(self, paths: tuple[Path, ...], owner: str, place: Location) -> None:
+        edges = self._edges[owner]
+        for path in paths:
+            if path.root == "steps" and path.segments and path.segments[0] in self._by_id:
+                edges.setdefault(str(path.segments[0]), place)
+        edges.pop(owner, None)
 
     def _check_strings(
         self, mapping: JsonObject, roots: Collection[str], step_id: JsonValue, place: Location

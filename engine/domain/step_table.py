@@ -62,7 +62,7 @@ def plan_table(plan: ExecutionPlan) -> str:
 
 def _row(name: str, state: StepState) -> str:
     calls = str(state.n) if state.n else ""
-    error = state.error.message if state.error is not None else ""
+    error = state.error.message if state.error is not None else state.note
     agent = state.agent_id or ""
     return f"| {_ICONS[state.status]} {state.status} | {_cell(name)} | {_cell(agent)} | {calls} | {_cell(error)} |"
 

@@ -53,14 +53,10 @@ _REASONS: Final = tuple(reason.value for reason in FailureReason)
 _STEP_TYPES_TO_COME: Final = ("approval", "wait", "workflow", "transform")
 _UNSUPPORTED: Final = frozenset(
     [
-        *((name,) for name in ("handoffs", "on_failure", "budget", "finally")),
+        *((name,) for name in ("budget", "finally")),
         *(
             ("steps", "*", name)
             for name in (
-                "when",
-                "join",
-                "on_error",
-                "at_most_once",
                 "foreach",
                 "repeat_until",
                 "compensate",
@@ -71,9 +67,6 @@ _UNSUPPORTED: Final = frozenset(
                 "version",
             )
         ),
-        ("steps", "*", "retry_policy", "jitter"),
-        ("defaults", "retry_policy", "jitter"),
-        ("steps", "*", "fallback", "on"),
     ]
 )
 
@@ -246,6 +239,10 @@ def _unsupported_message(location: Location, value: object) -> str | None:
     name = location[-1]
     if pattern in _UNSUPPORTED:
         return f"{name} is not supported yet; this version does not run it. Take it out."
+    if pattern == ("handoffs",) and value == "follow":
+        return "handoffs: follow is not supported yet; this version acts on handoffs between dependent steps (edges)."
+    if pattern == ("steps", "*", "on_error") and value == "ask":
+        return "on_error: ask is not supported yet; use fail or continue."
     if pattern == ("steps", "*", "type") and value in _STEP_TYPES_TO_COME:
         return f"Steps of type {value} are not supported yet; this version runs steps of type agent."
     if pattern == ("steps", "*", "fallback") and isinstance(value, list):
@@ -282,6 +279,8 @@ def _check_steps(steps: list[JsonValue], defaults: JsonObject, issues: IssueList
         _check_agent_id(step.get("agent_id"), issues, (*place, "agent_id"))
         _check_agent_id(_object(step.get("fallback")).get("agent_id"), issues, (*place, "fallback", "agent_id"))
         _check_reasons(step.get("retry_policy"), issues, (*place, "retry_policy"))
+        _check_reasons(step.get("fallback"), issues, (*place, "fallback"), "on")
+        _check_repeats(step, issues, place)
         schema = step.get("output_schema")
         if isinstance(schema, dict):
             check_schema(schema, issues, (*place, "output_schema"))
@@ -314,16 +313,32 @@ def _check_agent_id(agent_id: JsonValue, issues: IssueList, location: Location) 
         )
 
 
-def _check_reasons(retry_policy: JsonValue, issues: IssueList, place: Location) -> None:
-    reasons = _object(retry_policy).get("non_retryable")
+def _check_reasons(part: JsonValue, issues: IssueList, place: Location, key: str = "non_retryable") -> None:
+    reasons = _object(part).get(key)
     for index, reason in enumerate(reasons if isinstance(reasons, list) else []):
         if isinstance(reason, str) and reason not in _REASONS:
             issues.warn(
                 IssueCode.INVALID_VALUE,
-                (*place, "non_retryable", index),
+                (*place, key, index),
                 f"No call of Baton's own fails for this reason; the known ones are {', '.join(_REASONS)}.",
                 issues.did_you_mean(reason, _REASONS),
             )
+
+
+def _check_repeats(step: JsonObject, issues: IssueList, place: Location) -> None:
+    if _object(step.get("fallback")).get("on") == []:
+        issues.error(
+            IssueCode.INVALID_VALUE,
+            (*place, "fallback", "on"),
+            "A fallback for no reason is never called; name reasons, or leave on out to call it for all.",
+        )
+    retries = _object(step.get("retry_policy")).get("max_retries")
+    if step.get("at_most_once") is True and _is_number(retries) and retries > 0:
+        issues.error(
+            IssueCode.INVALID_VALUE,
+            (*place, "retry_policy", "max_retries"),
+            "A call that is made at most once has no retries; take out max_retries or at_most_once.",
+        )
 
 
 def _check_timeouts(spec: JsonObject, defaults: JsonObject, issues: IssueList, place: Location) -> None:

@@ -59,6 +59,8 @@ class ExecutionResult:
     record: ExecutionRecord
     steps: dict[str, StepRecord]
     """Step id to the record that stands, with the attempts of all its calls."""
+    handoffs: list[Event]
+    """``handoff.taken`` and ``handoff.refused``, in order."""
 
 
 @dataclass(slots=True)
@@ -150,7 +152,8 @@ class ExecutionReads:
                 f"Execution {execution_id} is still {record.status}; ask again later or pass wait=seconds",
                 {"execution_id": execution_id, "status": record.status.value},
             )
-        return ExecutionResult(record, standing_steps(steps or await self._executions.list_steps(execution_id)))
+        steps = steps or await self._executions.list_steps(execution_id)
+        return ExecutionResult(record, standing_steps(steps), _handoffs(steps))
 
     async def live_states(self, execution_ids: list[str]) -> dict[str, LiveState]:
         """Return what live state has of these; nothing of it when the store is down."""
@@ -265,3 +268,8 @@ def _floor(from_event: str | None) -> str:
     if not millis.isdecimal():
         raise InvalidInputError("from_event must be the id of an event", {"path": "from_event"})
     return f"{int(millis) - int(_OVERLAP.total_seconds() * 1000):013d}"
+
+
+def _handoffs(steps: list[StepRecord]) -> list[Event]:
+    events = {event.id: event for step in steps for event in step.events if event.type.startswith("handoff.")}
+    return sorted(events.values(), key=lambda event: event.id)

@@ -81,10 +81,10 @@ class Stage:
         meanwhile: Callable[[WorkflowEngine, str], Awaitable[None]] | None = None,
         options: dict[str, object] | None = None,
         expected: str = "completed",
-        output_mapping: dict[str, object] | None = None,
+        **fields: object,
     ) -> None:
         engine = await self.engine(scripts)
-        workflow_id = await engine.create_workflow(name=f"Replay {name}", steps=steps, output_mapping=output_mapping)
+        workflow_id = await engine.create_workflow(name=f"Replay {name}", steps=steps, **fields)  # pyright: ignore[reportArgumentType] # a definition's fields
         execution = await engine.execute_workflow(workflow_id, {"topic": "replay"}, options)
         if meanwhile is not None:
             await meanwhile(engine, execution["execution_id"])
@@ -268,6 +268,42 @@ async def record_recall(stage: Stage) -> None:
     await stage.run("recall", {"worker": {"text": "the topic is tea"}}, steps)
 
 
+async def record_decisions(stage: Stage) -> None:
+    """A step skipped by its condition, one by its join, and a failure that is passed over and handled."""
+    steps = [
+        step("s1", when="input.topic = 'another'"),
+        step("s2", depends_on=["s1"]),
+        step("s3", "breaker", on_error="continue", retry_policy={"max_retries": 0}),
+        step("s4", join="settled", when="steps.s3.error != null", input_mapping={"said": "${steps.s1.output.text}"}),
+    ]
+    broken = AgentFailure(FailureReason.ERROR, "It broke; the recording wants it so")
+    await stage.run("decisions", {"worker": {"text": "done"}, "breaker": broken}, steps)
+
+
+async def record_handoffs(stage: Stage) -> None:
+    """One handoff taken, with data, and one refused."""
+    scripts = {"worker": {"text": "done", "ok": True}, "taker": {"text": "taken"}, "other": {"text": "never"}}
+    engine = await stage.engine(scripts)
+    taken = ["completion", "source_output.ok = true"]
+    await engine.create_handoff("worker", "taker", data_mapping={"text": "said"}, trigger_conditions=taken)
+    await engine.create_handoff("worker", "other", trigger_conditions=["source_output.ok = false"])
+    await engine.aclose()
+    steps = [step("s1"), step("s2", "taker", depends_on=["s1"]), step("s3", "other", depends_on=["s1"])]
+    await stage.run("handoffs", scripts, steps)
+
+
+async def record_finish(stage: Stage) -> None:
+    """A failure while another step runs, which may end first."""
+    broken = AgentFailure(FailureReason.ERROR, "It broke; the recording wants it so")
+
+    async def slow(_: object) -> object:
+        await asyncio.sleep(0.5)
+        return {"text": "done"}
+
+    steps = [step("s1"), step("s2", "breaker", retry_policy={"max_retries": 0}), step("s3", depends_on=["s1"])]
+    await stage.run("finish", {"worker": slow, "breaker": broken}, steps, expected="failed", on_failure="finish")
+
+
 async def record_mapped_output(stage: Stage) -> None:
     await stage.run("mapped-output", {"worker": {"text": "done"}}, chain(1), output_mapping=_MAPPED)
 
@@ -308,6 +344,9 @@ SCENARIOS = (
     record_finalize_remote,
     record_mapped_output,
     record_recall,
+    record_decisions,
+    record_handoffs,
+    record_finish,
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from engine.domain.agent import Agent, AgentKind
 from engine.domain.definition import DefinitionVersion, WorkflowDefinition
+from engine.domain.handoff import Handoff
 from engine.domain.plan import agent_ids_of, compile_plan
 
 if TYPE_CHECKING:
@@ -39,8 +40,22 @@ def stored(steps: list[dict[str, Any]], **fields: Any) -> DefinitionVersion:
     )
 
 
-def plan_of(steps: list[dict[str, Any]], **fields: Any) -> ExecutionPlan:
-    """The plan of a definition; a step without ``agent_id`` has ``agent-a``."""
+def handoff(number: int, source: str, target: str, *conditions: str, **fields: Any) -> Handoff:
+    """The handoff ``h<number>``; a smaller number was made earlier."""
+    made_at = START + timedelta(seconds=number)
+    return Handoff(
+        handoff_id=f"h{number}",
+        source_agent_id=source,
+        target_agent_id=target,
+        trigger_conditions=[*conditions],
+        created_at=made_at,
+        updated_at=made_at,
+        **fields,
+    )
+
+
+def plan_of(steps: list[dict[str, Any]], acting: list[Handoff] | None = None, **fields: Any) -> ExecutionPlan:
+    """The plan of a definition with the handoffs that act on it; a step without ``agent_id`` has ``agent-a``."""
     version = stored([{"agent_id": "agent-a", **step} for step in steps], **fields)
     agents = {agent_id: agent(agent_id) for agent_id in agent_ids_of(version.definition)}
-    return compile_plan(version, agents, [], default_max_retries=3)
+    return compile_plan(version, agents, acting or [], default_max_retries=3)

@@ -27,12 +27,13 @@ from engine.adapters.pinecone_embedder import DEFAULT_MODEL as PINECONE_MODEL
 from engine.adapters.temporal.worker_factory import WORKFLOW_TASKS
 from engine.bootstrap import EMBEDDED_GRACE, WORKER_GRACE
 from engine.cli.root import baton
-from engine.domain import expressions, messages, plan, progress, structure, validation
+from engine.domain import decisions, expressions, messages, plan, progress, structure, validation
 from engine.domain.agent_call import NON_RETRYABLE_REASONS, AgentCall, FailureReason
 from engine.domain.agent_config import MAX_CONFIG_BYTES, HttpConfig, LlmConfig, PythonConfig
 from engine.domain.conditions import parse_condition
 from engine.domain.context import ContextScope
 from engine.domain.context_text import MAX_TEXT_CHARS as MAX_STEP_TEXT_CHARS
+from engine.domain.decisions import Admission
 from engine.domain.definition import RetryPolicySpec, Step, WorkflowDefinition
 from engine.domain.execution import ExecutionStatus, StepStatus
 from engine.domain.expressions import HANDOFF_ROOTS, MissingPathError, RootsScope, compile_template
@@ -120,7 +121,11 @@ def blocks(language: str, text: str = GUIDE) -> list[str]:
 
 def test_answers_are_what_the_generator_makes():
     made = subprocess.run(
-        [sys.executable, DOCS / "make_answers.py"], capture_output=True, text=True, check=True, cwd=CHECKOUT
+        [sys.executable, DOCS / "make_answers.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
     )
     assert made.stdout == ANSWERS, "run: python docs/make_answers.py > docs/answers.md"
 
@@ -162,6 +167,7 @@ def test_settings_are_those_of_the_code():
         ("Definitions", "issue code", IssueCode),
         ("Statuses", "execution", ExecutionStatus),
         ("Statuses", "step", StepStatus),
+        ("What runs when", "asked", re.findall(r"'(\w+)'", Admission.__annotations__["refused_by"])),
         ("Metrics and health", "metric", dict.fromkeys(METRIC_NAMES["workflow"] + METRIC_NAMES["agent"])),
         ("Executing", "option", [name for name in known_options() if name != "budget"]),
         ("Models", "key", set(LlmConfig.model_fields) - {"kind"}),
@@ -209,6 +215,11 @@ def seconds(duration: timedelta) -> str:
         ("Limits", f"| items of a recall or a search | {context.MAX_TOP_K} |"),
         ("Long runs", f"At most {progress.MAX_PENDING_CALLS} calls"),
         ("Long runs", f"about {kib(progress.MAX_WINDOW_BYTES)} of input"),
+        ("Conditions", f"a value over {kib(messages.MAX_DECLARED_BYTES)} that lies in a"),
+        (
+            "Events",
+            f"those over {kib(decisions.MAX_SHOWN_BYTES)} cut, up to about {kib(decisions.MAX_SHOWN_TOTAL_BYTES)} |",
+        ),
         ("Large values", f"a step's output over {kib(messages.MAX_INLINE_OUTPUT_BYTES)} "),
         ("Large values", f"an execution's output over {kib(messages.MAX_INLINE_OUTPUT_BYTES)} "),
         ("Large values", f"in parts of up to {kib(messages.MAX_DECLARED_BYTES)} "),
@@ -272,6 +283,17 @@ def test_what_is_refused_as_unsupported_is_named():
     said = set(re.findall(r"`([^`]+)`", sentence[0])) - {"unsupported", "retry_policy", "fallback"}
     fields, types = validation._UNSUPPORTED, validation._STEP_TYPES_TO_COME  # pyright: ignore[reportPrivateUsage] - what the page has to name
     assert said == {location[-1] for location in fields} | set(types)
+
+
+def test_what_is_refused_of_built_fields_is_named():
+    sentence = re.search(r"Refused likewise.*?\n\n", section("Definitions"), re.DOTALL)
+    assert sentence
+    said = re.findall(r"`([a-z_]+): ([a-z]+)`", sentence[0])
+    assert said == [("handoffs", "follow"), ("on_error", "ask")]
+    step = {"id": "a", "agent_id": "agent-a", "on_error": "ask", "fallback": [{"agent_id": "agent-b"}]}
+    found = validation.parse_definition({"name": "A", "handoffs": "follow", "steps": [step]}).issues
+    refused = {issue.path for issue in found if issue.code is IssueCode.UNSUPPORTED}
+    assert refused == {"handoffs", "steps[0].on_error", "steps[0].fallback"}
 
 
 def values_of(heading: str) -> RootsScope:
@@ -402,6 +424,7 @@ async def test_a_script_prints_what_the_guide_says(name: str, dev_server: DevSer
         "BATON_TEMPORAL_ADDRESS": dev_server.address,
         "BATON_WORKER": "embedded",
         "BATON_TASK_QUEUE": f"guide-{name}-{os.getpid()}",
+        "PYTHONPATH": str(CHECKOUT),
     }
     ran = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", name),

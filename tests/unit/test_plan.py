@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
-from plans import START, agent, plan_of, stored
+import pytest
+from plans import agent, handoff, plan_of, stored
 
 from engine.domain.handoff import Handoff
 from engine.domain.plan import ExecutionPlan, PlanRecall, compile_plan
@@ -107,21 +109,85 @@ def test_the_plan_holds_its_agents_and_its_hash_says_all_of_it():
     assert plan_of([{"id": "a"}]).hash() != plan.hash()
 
 
-def test_each_handoff_that_would_act_is_a_warning():
-    version = stored([{"id": "s1", "agent_id": "agent-a"}, {"id": "s2", "agent_id": "agent-b", "depends_on": ["s1"]}])
-    agents = {agent_id: agent(agent_id) for agent_id in ("agent-a", "agent-b")}
-    edge = Handoff(
-        handoff_id="h1", source_agent_id="agent-a", target_agent_id="agent-b", created_at=START, updated_at=START
-    )
-    back = edge.model_copy(update={"handoff_id": "h2", "source_agent_id": "agent-b", "target_agent_id": "agent-a"})
-    rescue = edge.model_copy(update={"handoff_id": "h3", "handoff_type": "escalation"})
-    plan = compile_plan(version, agents, [edge, back, rescue], 3)
-    assert [(warning.code, warning.step_id) for warning in plan.warnings] == [
-        ("unsupported", "s2"),
-        ("unsupported", "s1"),
+PAIR = [{"id": "s1", "agent_id": "agent-a"}, {"id": "s2", "agent_id": "agent-b", "depends_on": ["s1"]}]
+
+
+def test_an_escalation_is_the_only_handoff_that_is_warned_of():
+    edge = handoff(1, "agent-a", "agent-b")
+    back = handoff(2, "agent-b", "agent-a")
+    rescue = handoff(3, "agent-a", "agent-b", handoff_type="escalation")
+    plan = plan_of(PAIR, [edge, back, rescue])
+    (warning,) = plan.warnings
+    assert (warning.code, warning.step_id) == ("unsupported", "s1")
+    assert "h3" in warning.message
+    assert plan_of(PAIR, [rescue], handoffs="off").warnings == []
+
+
+def test_handoffs_between_the_agents_of_dependent_steps_govern_the_edge_the_first_made_first():
+    first, second = handoff(1, "agent-a", "agent-b"), handoff(2, "agent-a", "agent-b", handoff_type="parallel")
+    back, rescue = handoff(3, "agent-b", "agent-a"), handoff(4, "agent-a", "agent-b", handoff_type="escalation")
+    steps = [*PAIR, {"id": "s3", "agent_id": "agent-b"}, {"id": "s4", "agent_id": "agent-b", "depends_on": ["s3"]}]
+    acting = [rescue, second, back, first]
+    plan = plan_of(steps, acting)
+    assert [[edge.handoff_id for edge in step.edges] for step in plan.steps] == [[], ["h1", "h2"], [], []]
+    assert [step.edges for step in plan_of(steps, acting, handoffs="off").steps] == [[], [], [], []]
+
+
+def test_an_edge_makes_its_source_hand_over_what_it_reads():
+    acting = [
+        handoff(1, "agent-a", "agent-b", "source_output.done and steps.s1.output.n = 1", data_mapping={"odd key": "k"}),
+        handoff(2, "agent-a", "agent-b", "input.kind = 'x'", data_mapping={"plan": "p"}),
     ]
-    assert "h1" in plan.warnings[0].message
-    assert "h3" in plan.warnings[1].message
+    s1, s2 = plan_of(PAIR, acting).steps
+    assert s1.handed == ['source_output["odd key"]', "source_output.done", "source_output.plan"]
+    assert s1.declared == ["output.n"]
+    assert s2.handed == []
+    assert plan_of(PAIR, acting).declared_input == ["input.kind"]
+
+
+def test_what_a_condition_reads_is_a_dependency_and_declared():
+    plan = plan_of([{"id": "b", "when": "steps.a.output.n > 1 and input.go and steps.c.error = null"}, *two("a", "c")])
+    assert plan.steps[0].depends_on == ["a", "c"]
+    assert plan.steps[1].declared == ["output.n"]
+    assert plan.declared_input == ["input.go"]
+    assert plan.output == "${steps.b.output}"
+
+
+def two(*names: str) -> list[dict[str, object]]:
+    return [{"id": name} for name in names]
+
+
+def test_a_handoff_may_read_steps_that_the_workflow_has_not():
+    (s1, s2) = plan_of(PAIR, [handoff(1, "agent-a", "agent-b", "steps.elsewhere.output.n = 1")]).steps
+    assert [edge.handoff_id for edge in s2.edges] == ["h1"]
+    assert s1.declared == []
+
+
+@pytest.mark.parametrize("defaults", [None, {"retry_policy": {"max_retries": 5}}])
+@pytest.mark.parametrize("own", [{}, {"retry_policy": {"max_retries": 5}}])
+def test_what_runs_at_most_once_has_one_attempt_whatever_the_retries(own: dict[str, Any], defaults: Any):
+    (step,) = plan_of([{"id": "a", "at_most_once": True, **own}], defaults=defaults).steps
+    assert (step.at_most_once, step.retry.maximum_attempts) == (True, 1)
+
+
+def test_how_a_step_decides_and_fails_is_taken_over():
+    fallback = {"agent_id": "agent-b", "on": ["timeout"]}
+    fields = {"when": "input.go", "join": "any", "on_error": "continue", "retry_policy": {"jitter": True}}
+    first, second = plan_of(
+        [{"id": "a", "fallback": fallback, **fields}, {"id": "b", "fallback": {"agent_id": "agent-b"}}],
+        on_failure="finish",
+    ).steps
+    assert (first.when, first.join, first.on_error, first.retry.jitter) == ("input.go", "any", "continue", True)
+    assert (first.fallback_on, second.fallback_on) == (["timeout"], [])
+    assert (second.when, second.join, second.on_error, second.retry.jitter) == (None, "all", "fail", False)
+    assert plan_of([{"id": "a"}], on_failure="finish").on_failure == "finish"
+    assert plan_of([{"id": "a"}]).on_failure == "cancel"
+
+
+def test_a_steps_own_jitter_comes_before_the_definitions():
+    own = {"id": "b", "retry_policy": {"jitter": False}}
+    a, b = plan_of([{"id": "a"}, own], defaults={"retry_policy": {"jitter": True}}).steps
+    assert (a.retry.jitter, b.retry.jitter) == (True, False)
 
 
 def reply_keys(step: dict[str, object], *more: dict[str, object], handoffs: tuple[Handoff, ...] = ()) -> list[str]:
@@ -148,18 +214,14 @@ def test_without_a_mapping_a_model_is_asked_for_what_later_steps_read():
 
 
 def test_a_model_is_asked_for_what_handoffs_read_and_no_mapping_sets():
-    handoff = Handoff(
-        handoff_id="h",
-        source_agent_id="agent-a",
-        target_agent_id="agent-b",
-        data_mapping={"architecture_plan": "requirements", "extra": "more"},
-        trigger_conditions=["completion", "source_output.plan_complete = true"],
-        created_at=START,
-        updated_at=START,
-    )
-    other = handoff.model_copy(update={"handoff_id": "o", "source_agent_id": "agent-b"})
+    triggers = ("completion", "source_output.plan_complete = true")
+    mapped = {"architecture_plan": "requirements", "extra": "more"}
+    one = handoff(1, "agent-a", "agent-b", *triggers, data_mapping=mapped)
+    other = handoff(2, "agent-b", "agent-b", *triggers, data_mapping=mapped)
     mapping = {"architecture_plan": "${output.plan}"}
-    assert reply_keys({"output_mapping": mapping}, handoffs=(handoff, other)) == ["plan", "extra", "plan_complete"]
+    target = {"id": "b", "depends_on": ["a"]}
+    assert reply_keys({"output_mapping": mapping}, target, handoffs=(one, other)) == ["plan", "extra", "plan_complete"]
+    assert reply_keys({"output_mapping": mapping}, {"id": "b"}, handoffs=(one, other)) == ["plan"]
 
 
 def test_a_recall_is_frozen_into_the_plan_and_what_it_reads_is_a_dependency():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import START, plan_of
+from plans import START, handoff, plan_of
 
 from engine.domain.execution import (
     ArtifactRef,
@@ -36,6 +36,7 @@ from engine.domain.progress import (
 if TYPE_CHECKING:
     from types import FrameType
 
+    from engine.domain.execution import Event
     from engine.domain.plan import ExecutionPlan
 
 NOW = START + timedelta(minutes=1)
@@ -528,6 +529,535 @@ def test_an_execution_that_is_carried_over_ends_as_one_that_is_not(script: Scrip
         assert {s: step.n for s, step in carried.steps.items()} == {s: step.n for s, step in whole.steps.items()}
 
 
+# Deciding: a second model, of what DESIGN section 5 says about joins, handoffs, conditions and failures.
+
+WHENS: dict[str, str] = {
+    "always": "input.flag",
+    "never": "input.nothing = 1",
+    "value": "steps.{0}.output.v = 1",
+    "error": "steps.{0}.error != null",
+    "none": "steps.{0}.output = null",
+}
+TRIGGERS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "completion": ("completion",),
+    "failure": ("failure",),
+    "timeout": ("timeout",),
+    "either": ("failure", "completion"),
+    "value": ("source_output.v = 1",),
+    "flagged": ("failure", "completion", "input.flag"),
+    "barred": ("completion", "input.nothing"),
+}
+AGENTS = ("agent-a", "agent-b", "agent-c")
+PAD = "x" * 3000
+"""Makes an output too large to be carried over in memory."""
+
+
+@dataclass
+class Decisions:
+    """A random execution that decides: its steps, the handoffs between agents and how each call ends."""
+
+    steps: list[dict[str, Any]]
+    """With ``when`` as a pair of its kind and the step it reads."""
+    pairs: list[tuple[str, str, str]]
+    """Source agent, target agent and kind of trigger."""
+    ends: dict[str, str]
+    """one (``{v: 1}``), two (``{v: 2}``, padded), error or timeout."""
+    on_failure: str
+    seed: int
+
+    def plan(self) -> ExecutionPlan:
+        steps = [dict(step) for step in self.steps]
+        for step in steps:
+            kind, subject = step.pop("kind")
+            if kind is not None:
+                step["when"] = WHENS[kind].format(subject)
+        handoffs = [
+            handoff(number, source, target, *TRIGGERS[kind]) for number, (source, target, kind) in enumerate(self.pairs)
+        ]
+        return plan_of(steps, handoffs, on_failure=self.on_failure)
+
+
+@st.composite
+def deciding(draw: st.DrawFn) -> Decisions:
+    count = draw(st.integers(1, 12))
+    steps: list[dict[str, Any]] = []
+    for number in range(count):
+        below = draw(st.lists(st.sampled_from(range(number)), unique=True, max_size=4)) if number else []
+        subjects = [f"s{n}" for n in below]
+        kinds = [None, None, "always", "never", *(("value", "error", "none") if subjects else ())]
+        kind = draw(st.sampled_from(kinds))
+        subject = draw(st.sampled_from(subjects)) if subjects else ""
+        is_named = kind not in ("value", "error", "none") or draw(st.booleans())
+        steps.append(
+            {
+                "id": f"s{number}",
+                "agent_id": draw(st.sampled_from(AGENTS)),
+                "depends_on": subjects if is_named else [name for name in subjects if name != subject],
+                "join": draw(st.sampled_from(["all", "all", "any", "settled"])),
+                "on_error": draw(st.sampled_from(["continue", "continue", "fail"])),
+                "kind": (kind, subject),
+            }
+        )
+    pair = st.tuples(st.sampled_from(AGENTS), st.sampled_from(AGENTS), st.sampled_from([*TRIGGERS]))
+    pairs = draw(st.lists(pair.filter(lambda drawn: drawn[0] != drawn[1]), max_size=5))
+    endings = st.sampled_from(["one", "one", "one", "two", "error", "timeout"])
+    ends = {step["id"]: draw(endings) for step in steps}
+    on_failure = draw(st.sampled_from(["cancel", "finish"]))
+    return Decisions(draw(st.permutations(steps)), pairs, ends, on_failure, draw(st.integers(0, 2**32)))
+
+
+class Reference:
+    """What DESIGN says, by looking at every step again after every event."""
+
+    def __init__(self, script: Decisions) -> None:
+        self.script = script
+        self.status = {step["id"]: "pending" for step in script.steps}
+        self.agent = {step["id"]: step["agent_id"] for step in script.steps}
+        self.failed = False
+
+    def needs(self, step: dict[str, Any]) -> set[str]:
+        kind, subject = step["kind"]
+        return {*step["depends_on"], *([subject] if kind in ("value", "error", "none") else [])}
+
+    def has(self, name: str, kind: str) -> bool:
+        """Whether a settled step's value, error or null output is there; at this point failed is passed over."""
+        is_one = self.status[name] == "completed" and self.script.ends[name] == "one"
+        return {"value": is_one, "error": self.status[name] == "failed", "none": self.status[name] != "completed"}[kind]
+
+    def fires(self, source: str, kind: str) -> bool:
+        done, end = self.status[source] == "completed", self.script.ends[source]
+        match kind:
+            case "default" | "completion":
+                return done
+            case "failure":
+                return not done
+            case "timeout":
+                return end == "timeout"
+            case "value":
+                return done and end == "one"
+            case "barred":
+                return False
+            case _:
+                return True
+
+    def runs(self, step: dict[str, Any]) -> bool:
+        needs = self.needs(step)
+        have_run = [name for name in needs if self.status[name] != "skipped"]
+        wanted = {"all": len(needs), "any": min(len(needs), 1), "settled": 0}[step["join"]]
+        if len(have_run) < wanted:
+            return False
+        for source in have_run:
+            pair = (self.agent[source], step["agent_id"])
+            kinds = [kind for *of, kind in self.script.pairs if tuple(of) == pair]
+            if kinds and not any(self.fires(source, kind) for kind in kinds):
+                return False
+        kind, subject = step["kind"]
+        return kind in (None, "always") or (kind != "never" and self.has(subject, kind))
+
+    def dispatch(self) -> None:
+        over, news = ("completed", "failed", "skipped"), True
+        while news and not self.failed:
+            news = False
+            for step in self.script.steps:
+                if self.status[step["id"]] == "pending" and all(self.status[n] in over for n in self.needs(step)):
+                    self.status[step["id"]] = "running" if self.runs(step) else "skipped"
+                    news = True
+
+    def run(self) -> str:
+        choice = random.Random(self.script.seed)
+        while True:
+            self.dispatch()
+            running = [step for step in self.script.steps if self.status[step["id"]] == "running"]
+            if not running:
+                return "failed" if self.failed else "completed"
+            step = choice.choice(running)
+            if self.failed and self.script.on_failure == "cancel":
+                self.status[step["id"]] = "cancelled"
+                continue
+            fails = self.script.ends[step["id"]] in ("error", "timeout")
+            self.status[step["id"]] = "failed" if fails else "completed"
+            self.failed = self.failed or (fails and step["on_error"] == "fail")
+
+
+OVER = ("completed", "failed", "skipped")
+
+
+def decide(script: Decisions, carry_at: frozenset[int] = frozenset()) -> tuple[ExecutionProgress, list[str]]:
+    """Run the reducer as the workflow does; also return the ids of all decided events that it made known."""
+    choice = random.Random(script.seed)
+    plan = script.plan()
+    progress = ExecutionProgress(plan, Value.of({"flag": True}), FACTS)
+    running: dict[str, InvokeAgent] = {}
+    told: list[str] = []
+    events, draining = 0, False
+    while not progress.is_over:
+        for action in [] if draining else progress.next_actions(NOW):
+            running[action.step.id] = action
+            told += told_by(action)
+            assert all(progress.steps[name].status.value in OVER for name in action.step.depends_on)
+        if progress.is_over:
+            break
+        if not running:
+            assert draining
+            wire = CarriedState.model_validate_json(progress.carry().model_dump_json())
+            progress = ExecutionProgress(plan, Value.of({"flag": True}), replace(FACTS, run_id=f"run-{events}"), wire)
+            draining = False
+            continue
+        action = running.pop(choice.choice([step["id"] for step in script.steps if step["id"] in running]))
+        end = script.ends[action.step.id]
+        if progress.ending is not None:
+            assert fail(progress, action, "cancelled", "cancelled", 0) is None
+        elif end in ("error", "timeout"):
+            assert fail(progress, action, "agent" if end == "error" else "timeout", end) is None
+        else:
+            output = {"v": 1} if end == "one" else {"v": 2, "pad": PAD}
+            complete(progress, action, output, handed=Value.of({"v": output["v"]}))
+        events += 1
+        draining = draining or events in carry_at
+    told += [event.id for record in progress.take_decided() for event in record.events]
+    return progress, told
+
+
+def told_by(action: InvokeAgent) -> list[str]:
+    return [event.id for event in [*action.call.events, *(e for r in action.call.decided for e in r.events)]]
+
+
+def handoff_lines(script: Decisions, reference: Reference) -> int:
+    """How many handoffs were decided: of each step whose join let pass, those from sources that were not skipped."""
+    count = 0
+    for step in script.steps:
+        needs = reference.needs(step)
+        have_run = [name for name in needs if reference.status[name] in ("completed", "failed")]
+        wanted = {"all": len(needs), "any": min(len(needs), 1), "settled": 0}[step["join"]]
+        if reference.status[step["id"]] in ("pending", "cancelled") or len(have_run) < wanted:
+            continue
+        count += sum(
+            (reference.agent[name], step["agent_id"]) == (s, t) for name in have_run for s, t, _ in script.pairs
+        )
+    return count
+
+
+@settings(deadline=None, max_examples=200)
+@given(deciding())
+def test_random_decisions_go_as_the_design_says(script: Decisions):
+    reference = Reference(script)
+    ending = reference.run()
+    progress, told = decide(script)
+    assert progress.ending is not None
+    assert {name: state.status.value for name, state in progress.steps.items()} == reference.status
+    assert progress.ending.status.value == ending
+    assert progress.running == 0
+    if ending == "completed":
+        assert {state.status.value for state in progress.steps.values()} <= set(OVER)
+        assert len({event for event in told if "handoff." in event}) == handoff_lines(script, reference)
+    skipped = [name for name, state in progress.steps.items() if state.status is StepStatus.SKIPPED]
+    assert len({event for event in told if "step.skipped" in event}) == len(skipped)
+
+
+@settings(deadline=None, max_examples=200)
+@given(deciding(), st.frozensets(st.integers(1, 12), max_size=6))
+def test_a_new_run_decides_as_the_old_one_would_have(script: Decisions, carry_at: frozenset[int]):
+    # A run that lets its calls end before it carries over changes which call a failure catches; that is no decision.
+    script.steps = [{**step, "on_error": "continue"} for step in script.steps]
+    whole, told = decide(script)
+    carried, told_again = decide(script, carry_at)
+    assert {name: state.status for name, state in carried.steps.items()} == {
+        name: state.status for name, state in whole.steps.items()
+    }
+    assert carried.ending is not None
+    assert carried.ending == whole.ending
+    assert set(told_again) == set(told)
+    assert sorted(warning.message for warning in carried.warnings) == sorted(w.message for w in whole.warnings)
+    assert carried.output_input().inline == whole.output_input().inline or carried.output_input().operands
+
+
+# Deciding: one thing at a time.
+
+
+def test_with_finish_what_runs_may_end_and_nothing_new_starts():
+    progress = progress_of([{"id": "a"}, {"id": "b"}, {"id": "c", "depends_on": ["b"]}], on_failure="finish")
+    a, b = progress.next_actions(NOW)
+    fail(progress, a)
+    assert (progress.ending, progress.is_over, progress.has_ready) == (None, False, False)
+    complete(progress, b, 1)
+    assert progress.next_actions(NOW) == []
+    assert progress.is_over
+    assert progress.ending is not None
+    assert progress.ending.error is not None
+    assert progress.ending.error.details["step_id"] == "a"
+    assert {name: state.status.value for name, state in progress.steps.items()} == {
+        "a": "failed",
+        "b": "completed",
+        "c": "pending",
+    }
+
+
+def test_with_finish_a_running_step_still_has_its_fallback_its_resumes_and_may_fail_too():
+    steps: list[dict[str, Any]] = [{"id": "a"}, {"id": "b", "fallback": {"agent_id": "agent-b"}}]
+    progress = progress_of(steps, on_failure="finish")
+    a, b = progress.next_actions(NOW)
+    fail(progress, a, "agent", "refused")
+    again = fail(progress, b, "lost", "timeout")
+    assert again is not None
+    fallback = fail(progress, again)
+    assert fallback is not None
+    assert fallback.call.closing is None
+    assert fail(progress, fallback) is None
+    assert progress.is_over
+    assert progress.ending is not None
+    assert progress.ending.error is not None
+    assert progress.ending.error.details["reason"] == "refused"
+
+
+@pytest.mark.parametrize("way", ["cancel", "time_out"])
+def test_a_failure_that_waits_for_what_runs_stands_against_a_cancel_and_a_deadline(way: str):
+    progress = progress_of([{"id": "a"}, {"id": "b"}], on_failure="finish")
+    a, b = progress.next_actions(NOW)
+    fail(progress, a)
+    end_by(way, progress, b)
+    assert progress.ending is not None
+    assert progress.ending.error is not None
+    assert progress.ending.error.details["step_id"] == "a"
+    assert not progress.is_over
+    assert fail(progress, b, "cancelled", "cancelled", 0) is None
+    assert progress.is_over
+    assert progress.steps["b"].status is StepStatus.CANCELLED
+
+
+def test_with_finish_a_failure_of_the_last_running_step_ends_it_at_once():
+    progress = progress_of(
+        [{"id": "a"}, {"id": "b", "input_mapping": {"x": "${steps.a.output.x}"}}], on_failure="finish"
+    )
+    (a,) = progress.next_actions(NOW)
+    complete(progress, a, {})
+    assert progress.next_actions(NOW) == []
+    assert progress.is_over
+    assert progress.ending is not None
+    assert progress.ending.status is ExecutionStatus.FAILED
+
+
+@pytest.mark.parametrize("kind", ["lost", "agent", "timeout"])
+def test_what_runs_at_most_once_is_not_called_again(kind: str):
+    progress = progress_of([{"id": "a", "at_most_once": True}])
+    (action,) = progress.next_actions(NOW)
+    assert action.maximum_attempts == 1
+    assert action.call.maximum_attempts == 1
+    assert fail(progress, action, kind, "timeout") is None
+    assert progress.steps["a"].status is StepStatus.FAILED
+    assert progress.is_over
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "is_called"),
+    [
+        ("agent", "rate_limited", True),
+        ("timeout", "timeout", True),
+        ("agent", "error", False),
+        ("agent", "refused", False),
+        ("store", "timeout", False),
+        ("cancelled", "timeout", False),
+    ],
+)
+def test_a_fallback_is_called_for_its_reasons_alone(kind: str, reason: str, is_called: bool):
+    on = ["rate_limited", "timeout"]
+    progress = progress_of([{"id": "a", "fallback": {"agent_id": "agent-b", "on": on}, "on_error": "continue"}])
+    (action,) = progress.next_actions(NOW)
+    second = fail(progress, action, kind, reason)
+    assert (second is not None) is is_called
+    if second is not None:
+        assert second.call.agent.agent_id == "agent-b"
+        assert fail(progress, second, "agent", "rate_limited") is None
+
+
+def acting_pair(**fields: Any) -> ExecutionProgress:
+    """A run in which ``a`` of agent-a has handed over to ``b`` of agent-b and is over."""
+    steps = [{"id": "a"}, {"id": "b", "agent_id": "agent-b", "depends_on": ["a"], "input_mapping": {}, **fields}]
+    acting = [
+        handoff(1, "agent-a", "agent-b", "source_output.n = 2", data_mapping={"n": "first"}),
+        handoff(2, "agent-a", "agent-b", data_mapping={"n": "second", "absent": "absent"}),
+    ]
+    progress = ExecutionProgress(plan_of(steps, acting), Value.of({}), FACTS)
+    (a,) = progress.next_actions(NOW)
+    complete(progress, a, {"mapped": True}, handed=Value.of({"n": 1}))
+    return progress
+
+
+def handoff_ids(events: list[Event]) -> list[str]:
+    return [event.id for event in events if event.type.startswith("handoff.")]
+
+
+def test_a_steps_first_call_takes_its_handoffs_and_what_they_hand_over_with_it():
+    progress = acting_pair()
+    (b,) = progress.next_actions(NOW)
+    assert b.call.input.inline == {"second": 1}
+    assert [(event.type, event.data["handoff_id"]) for event in b.call.events] == [
+        ("handoff.refused", "h1"),
+        ("handoff.taken", "h2"),
+    ]
+    refused = b.call.events[0].data
+    assert (refused["source_step"], refused["target_step"], refused["source_agent_id"], refused["target_agent_id"]) == (
+        "a",
+        "b",
+        "agent-a",
+        "agent-b",
+    )
+    assert refused["values"] == {"source_output.n": 1}
+
+
+def test_a_steps_own_input_comes_before_what_is_handed_over():
+    progress = acting_pair(input_mapping={"second": "own", "other": "${steps.a.output.mapped}"})
+    (b,) = progress.next_actions(NOW)
+    assert b.call.input.inline == {"second": "own", "other": True}
+
+
+@pytest.mark.parametrize("kind", ["agent", "cancelled"])
+def test_handoffs_are_not_lost_nor_doubled_when_the_first_call_fails_for_good(kind: str):
+    progress = acting_pair()
+    (b,) = progress.next_actions(NOW)
+    failed_at = NOW + timedelta(seconds=30)
+    assert progress.apply_failure(b.address, failure(kind), b.call, failed_at) is None
+    (record,) = progress.take_decided()
+    assert handoff_ids(record.events) == handoff_ids(b.call.events)
+    assert len(handoff_ids(record.events)) == 2
+    assert record.events[-1].at == failed_at
+
+
+def test_a_fallbacks_call_tells_of_no_handoff_again_and_a_resumed_one_does():
+    progress = acting_pair(fallback={"agent_id": "agent-c"})
+    (b,) = progress.next_actions(NOW)
+    resumed = fail(progress, b, "lost", "timeout")
+    assert resumed is not None
+    assert handoff_ids(resumed.call.events) == handoff_ids(b.call.events)
+    second = fail(progress, resumed)
+    assert second is not None
+    assert second.call.events == []
+    assert second.call.input.inline == {"second": 1}
+    (decided,) = second.call.decided
+    assert handoff_ids(decided.events) == handoff_ids(b.call.events)
+
+
+def test_handoffs_of_a_step_whose_input_can_not_be_resolved_are_told():
+    progress = acting_pair(input_mapping={"x": "${steps.a.output.nothing}"})
+    assert progress.next_actions(NOW) == []
+    (record,) = progress.take_decided()
+    assert (record.reason, len(handoff_ids(record.events))) == ("invalid_input", 2)
+
+
+def test_a_key_that_a_large_reply_may_not_have_is_null_and_no_failure():
+    steps = [{"id": "a"}, {"id": "b", "agent_id": "agent-b", "depends_on": ["a"], "input_mapping": {}}]
+    acting = [handoff(1, "agent-a", "agent-b", data_mapping={"n": "n", "absent": "absent"})]
+    progress = ExecutionProgress(plan_of(steps, acting), Value.of({}), FACTS)
+    (a,) = progress.next_actions(NOW)
+    large = ArtifactRef(artifact_id="art", size_bytes=99_999, declared={"source_output.n": 1})
+    complete(progress, a, {}, handed=Value(ref=large))
+    (b,) = progress.next_actions(NOW)
+    assert b.call.input.mapping == {"n": "${steps.a.handed.n}", "absent": "${steps.a.handed.absent ?? null}"}
+    assert b.call.input.operands is not None
+    assert b.call.input.operands["steps.a.handed.absent"].artifact_id == "art"
+
+
+def test_a_failure_that_is_passed_over_is_a_warning_and_can_be_read():
+    reads = {"output": "${steps.a.output.x}", "error": "${steps.a.error.details.reason}"}
+    steps = [{"id": "a", "on_error": "continue"}, {"id": "b", "input_mapping": reads}]
+    progress = progress_of(steps)
+    (a,) = progress.next_actions(NOW)
+    fail(progress, a, "agent", "refused")
+    (b,) = progress.next_actions(NOW)
+    assert b.call.input.inline == {"output": None, "error": "refused"}
+    assert [(warning.code, warning.step_id) for warning in progress.warnings] == [("step_failed", "a")]
+    assert b.call.closing is not None
+    assert b.call.closing.warnings == progress.warnings
+
+
+def test_everything_below_a_skipped_step_is_null_in_a_mapping():
+    reads = {"x": "${steps.a.output.x}", "e": "${steps.a.error.message}", "t": "<${steps.a.output.x.y}>"}
+    progress = progress_of([{"id": "a", "when": "input.no"}, {"id": "b", "join": "settled", "input_mapping": reads}])
+    (b,) = progress.next_actions(NOW)
+    assert b.call.input.inline == {"x": None, "e": None, "t": "<null>"}
+
+
+def test_skips_travel_with_the_next_call_and_the_last_one_still_closes():
+    steps: list[dict[str, Any]] = [
+        {"id": "a", "when": "input.no"},
+        {"id": "b", "depends_on": ["a"]},
+        {"id": "c"},
+        {"id": "d", "join": "any", "depends_on": ["b", "c"], "input_mapping": {}},
+    ]
+    progress = progress_of(steps)
+    (c,) = progress.next_actions(NOW)
+    assert [record.step_id for record in c.call.decided] == ["a", "b"]
+    assert c.call.closing is None
+    complete(progress, c, {"n": 1}, decided_recorded=False)
+    (d,) = progress.next_actions(NOW)
+    assert [(record.step_id, record.status.value, record.reason) for record in d.call.decided] == [
+        ("a", "skipped", "when"),
+        ("b", "skipped", "join"),
+    ]
+    assert progress.decided == []
+    assert d.call.closing is not None
+    assert d.call.closing.step_ids == ["a", "b", "c", "d"]
+    complete(progress, d, {"n": 2}, closed=True)
+    assert progress.recorded_output == Value.of({"n": 2})
+
+
+def test_a_skip_that_comes_last_is_left_for_the_end_and_no_call_closes():
+    steps: list[dict[str, Any]] = [{"id": "a"}, {"id": "b", "depends_on": ["a"], "when": "steps.a.output.n = 2"}]
+    progress = progress_of(steps)
+    (a,) = progress.next_actions(NOW)
+    assert a.call.closing is None
+    complete(progress, a, {"n": 1})
+    assert progress.next_actions(NOW) == []
+    assert progress.is_over
+    assert progress.ending is not None
+    assert progress.ending.status is ExecutionStatus.COMPLETED
+    assert progress.output_input().inline is None
+    assert [(record.step_id, record.reason) for record in progress.take_decided()] == [("b", "when")]
+
+
+def test_more_skips_than_a_call_has_room_for_keep_it_from_closing():
+    width = 1200
+    steps: list[dict[str, Any]] = [{"id": f"s{n}", "when": "input.no"} for n in range(width)]
+    end = {"id": "end", "join": "settled", "depends_on": ids_of(steps), "input_mapping": {}}
+    progress = progress_of([*steps, end])
+    (action,) = progress.next_actions(NOW)
+    assert action.call.closing is None
+    assert len(action.call.model_dump_json()) <= MAX_PAYLOAD_BYTES
+    assert len(action.call.decided) + len(progress.decided) == width
+
+
+@pytest.mark.parametrize("on_error", ["fail", "continue"])
+def test_a_condition_that_can_not_be_decided_fails_its_step(on_error: str):
+    steps: list[dict[str, Any]] = [
+        {"id": "a"},
+        {"id": "b", "depends_on": ["a"], "when": "steps.a.output.text = 'x'", "on_error": on_error},
+        {"id": "c", "depends_on": ["b"], "input_mapping": {"b": "${steps.b.output.x}"}},
+    ]
+    progress = progress_of(steps)
+    (a,) = progress.next_actions(NOW)
+    complete(progress, a, Value(ref=ArtifactRef(artifact_id="art", size_bytes=99_999)))
+    after = progress.next_actions(NOW)
+    assert progress.steps["b"].error is not None
+    assert progress.steps["b"].error.code == "invalid_input"
+    assert progress.steps["b"].error.details["path"] == "steps.a.output.text"
+    assert ids(after) == (["c"] if on_error == "continue" else [])
+    if on_error == "fail":
+        assert progress.is_over
+
+
+def test_a_condition_is_decided_alike_after_a_large_output_was_carried_over():
+    steps: list[dict[str, Any]] = [
+        {"id": "a"},
+        {"id": "b", "depends_on": ["a"], "when": "steps.a.output.kind = 'x' and steps.a.output.absent = null"},
+    ]
+    progress = progress_of(steps)
+    (a,) = progress.next_actions(NOW)
+    complete(progress, a, {"kind": "x", "pad": PAD})
+    wire = CarriedState.model_validate_json(progress.carry().model_dump_json())
+    following = ExecutionProgress(progress.plan, Value.of({}), replace(FACTS, run_id="run-2"), wire)
+    assert ids(following.next_actions(NOW)) == ["b"]
+
+
 # The cost of an event.
 
 
@@ -564,8 +1094,9 @@ def cost_in(plan: ExecutionPlan) -> int:
     return operations(progress, actions)
 
 
-def test_an_event_costs_as_much_in_a_chain_of_ten_thousand_as_in_one_of_a_hundred():
-    short, long = cost_in(plan_of(chain(100))), cost_in(plan_of(chain(10_000)))
+@pytest.mark.parametrize("fields", [{}, {"when": "execution.version = 3", "on_error": "continue"}], ids=["", "decided"])
+def test_an_event_costs_as_much_in_a_chain_of_ten_thousand_as_in_one_of_a_hundred(fields: dict[str, Any]):
+    short, long = (cost_in(plan_of([step | fields for step in chain(length)])) for length in (100, 10_000))
     assert long <= short * 1.1
 
 

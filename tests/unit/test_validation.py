@@ -161,7 +161,7 @@ def test_each_mistake_is_found_where_it_is(raw: object, expected: list[tuple[str
     assert all(issue.severity == "error" and issue.message.strip() for issue in parsed.issues)
 
 
-@pytest.mark.parametrize("name", ["handoffs", "on_failure", "budget", "finally"])
+@pytest.mark.parametrize("name", ["budget", "finally"])
 def test_a_field_of_the_format_that_is_not_built_is_unsupported(name: str):
     issue = only_issue(flow(**{name: "x"}))
     assert (issue.code, issue.path) == (IssueCode.UNSUPPORTED, name)
@@ -171,10 +171,7 @@ def test_a_field_of_the_format_that_is_not_built_is_unsupported(name: str):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("when", "${input.a} = 1"),
-        ("join", "all"),
-        ("on_error", "continue"),
-        ("at_most_once", True),
+        ("on_error", "ask"),
         ("foreach", {"items": "${input.a}"}),
         ("repeat_until", {"condition": "output.done = true"}),
         ("compensate", {"agent_id": "agent-x"}),
@@ -191,15 +188,106 @@ def test_a_field_of_a_step_that_is_not_built_is_unsupported(name: str, value: ob
     assert (issue.code, issue.path) == (IssueCode.UNSUPPORTED, f"steps[0].{name}")
 
 
-def test_nested_fields_that_are_not_built_are_unsupported():
+def test_what_decides_and_what_a_failure_does_are_kept_unchanged():
     raw = flow(
-        step(retry_policy={"jitter": True}, fallback={"agent_id": "agent-y", "on": ["timeout"]}),
+        step(
+            when="${input.kind} = 'feature' and not input.off",
+            on_error="continue",
+            retry_policy={"jitter": True},
+            fallback={"agent_id": "agent-y", "on": ["timeout", "rate_limited"]},
+        ),
+        step("b", join="settled", when="steps.a.error != null", at_most_once=True, retry_policy={"max_retries": 0}),
+        step("c", join="any", when="execution.version = 2", depends_on=["a", "b"]),
         defaults={"retry_policy": {"jitter": True}},
+        handoffs="off",
+        on_failure="finish",
     )
-    assert sorted(found(raw)) == [
-        ("unsupported", "defaults.retry_policy.jitter"),
-        ("unsupported", "steps[0].fallback.on"),
-        ("unsupported", "steps[0].retry_policy.jitter"),
+    parsed = parse_definition(raw)
+    assert parsed.issues == []
+    assert parsed.definition is not None
+    assert parsed.definition.to_dict() == raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "word"),
+    [
+        (flow(handoffs="follow"), "edges"),
+        (flow(step(on_error="ask")), "fail or continue"),
+    ],
+)
+def test_a_choice_that_is_not_built_is_unsupported_and_says_what_there_is(raw: object, word: str):
+    issue = only_issue(raw)
+    assert issue.code is IssueCode.UNSUPPORTED
+    assert "not supported yet" in issue.message
+    assert word in issue.message
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "hint"),
+    [
+        (flow(step(join="al")), "steps[0].join", "all"),
+        (flow(step(join="settld")), "steps[0].join", "settled"),
+        (flow(step(on_error="continu")), "steps[0].on_error", "continue"),
+        (flow(handoffs="edge"), "handoffs", "edges"),
+        (flow(on_failure="finis"), "on_failure", "finish"),
+    ],
+)
+def test_a_wrong_choice_has_a_hint(raw: object, path: str, hint: str):
+    issue = only_issue(raw)
+    assert (issue.code, issue.path) == (IssueCode.INVALID_VALUE, path)
+    assert hint in (issue.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("when", "code", "words"),
+    [
+        ("steps.b.output.ok = true", IssueCode.UNKNOWN_STEP, "There is no step b"),
+        ("input.a =", IssueCode.INVALID_EXPRESSION, "at character"),
+        ("input.a = b", IssueCode.INVALID_EXPRESSION, "at character"),
+        ("", IssueCode.INVALID_EXPRESSION, "at character"),
+        ("input.n + 1", IssueCode.INVALID_EXPRESSION, "at character"),
+        ("output.done = true", IssueCode.INVALID_EXPRESSION, "output"),
+        ("context[0].text = 'x'", IssueCode.INVALID_EXPRESSION, "context"),
+        ("source_output.done = true", IssueCode.INVALID_EXPRESSION, "source_output"),
+        ("execution.name = 'x'", IssueCode.INVALID_EXPRESSION, "has no name"),
+        ("steps.a.output.x = 1", IssueCode.CYCLE, "reads itself"),
+        (True, IssueCode.INVALID_TYPE, "must be text"),
+    ],
+)
+def test_a_condition_that_can_not_be_decided_by_is_refused(when: object, code: IssueCode, words: str):
+    issue = only_issue(flow(step(when=when)))
+    assert (issue.code, issue.path) == (code, "steps[0].when")
+    assert words in issue.message
+
+
+def test_a_condition_reads_only_what_a_step_maps_and_makes_no_circle():
+    mapping = {"plan": "${output.plan}"}
+    unmapped = flow(step(output_mapping=mapping), step("b", when="steps.a.output.plam = 1"))
+    issue = only_issue(unmapped)
+    assert (issue.code, issue.path) == (IssueCode.UNMAPPED_OUTPUT, "steps[1].when")
+    assert "plan" in (issue.hint or "")
+    circle = flow(step(depends_on=["b"]), step("b", when="steps.a.output.x = 1"))
+    assert [code for code, _ in found(circle)] == ["cycle"]
+
+
+def test_a_reason_that_nothing_fails_for_is_a_warning_with_a_hint():
+    raw = flow(step(fallback={"agent_id": "agent-y", "on": ["timout", "timeout"]}))
+    issue = only_issue(raw)
+    assert (issue.severity, issue.path) == ("warning", "steps[0].fallback.on[0]")
+    assert "timeout" in (issue.hint or "")
+    assert parse_definition(raw).definition is not None
+
+
+def test_a_fallback_for_no_reason_and_retries_of_what_runs_once_contradict_themselves():
+    raw = flow(
+        step(fallback={"agent_id": "agent-y", "on": []}),
+        step("b", at_most_once=True, retry_policy={"max_retries": 2}),
+        step("c", at_most_once=True),
+        defaults={"retry_policy": {"max_retries": 2}},
+    )
+    assert found(raw) == [
+        ("invalid_value", "steps[0].fallback.on"),
+        ("invalid_value", "steps[1].retry_policy.max_retries"),
     ]
 
 

@@ -1,0 +1,132 @@
+"""A run's decisions about which steps run, kept as far as inputs and events need them later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.domain.decisions import Admission, TooLargeToDecideError, admit, handed_path
+from engine.domain.execution import Event, StepRecord, StepStatus, micros
+from engine.domain.expressions import Missing
+from engine.domain.ids import call_address
+from engine.domain.operands import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from engine.domain.call_records import RunFacts
+    from engine.domain.json import JsonObject
+    from engine.domain.plan import PlanStep
+    from engine.domain.plan_values import PlanValues, StepState
+
+__all__ = ["Admissions", "TooLargeToDecideError"]
+
+
+class Admissions:
+    """Decides about steps whose dependencies have settled.
+
+    Args:
+        facts: of the run.
+        states: the steps.
+        values: what conditions read.
+
+    Attributes:
+        must_join: whether a step was skipped, or failed without ending the execution; only then a join can refuse.
+    """
+
+    def __init__(self, facts: RunFacts, states: Mapping[str, StepState], values: PlanValues) -> None:
+        self.must_join = False
+        self._facts = facts
+        self._states = states
+        self._values = values
+        self._with_handoffs: dict[str, Admission] = {}
+        self._events: dict[str, list[Event]] = {}
+
+    def decide(self, step: PlanStep) -> Admission:
+        """Decide whether a step is run.
+
+        Raises:
+            TooLargeToDecideError: a condition reads a value that is not in memory.
+        """
+        if step.when is None and not step.edges and not self.must_join:
+            return _ADMITTED
+        admission = admit(step, self._states, self._values)
+        if admission.handoffs:
+            self._with_handoffs[step.id] = admission
+        return admission
+
+    def inputs(self, step: PlanStep) -> JsonObject:
+        """Return the inputs that taken handoffs add, as a mapping: those of their keys that were handed over."""
+        admission = self._with_handoffs.get(step.id)
+        added: JsonObject = {}
+        for edge in () if admission is None else admission.mappings:
+            for key, target in edge.data_mapping.items():
+                path = handed_path(edge.source_step, (key,))
+                located = self._values.locate(path)
+                try:
+                    is_there = not isinstance(located, Missing) and not isinstance(located.read(), Missing)
+                except Unavailable:
+                    # Only the activity can tell whether a large reply has the key.
+                    added.setdefault(target, f"${{{path.text} ?? null}}")
+                    continue
+                if is_there:
+                    added.setdefault(target, f"${{{path.text}}}")
+        return added
+
+    def events(self, step: PlanStep, now: datetime) -> list[Event]:
+        """Return a line for each handoff that was taken or refused before the step's first call.
+
+        They are of the instant at which they were first asked for, so that the call's record and that of its failure
+        tell of the same events.
+        """
+        if step.id not in self._with_handoffs:
+            return []
+        if step.id not in self._events:
+            self._events[step.id] = self._handoff_events(step, self._with_handoffs[step.id], now)
+        return self._events[step.id]
+
+    def _handoff_events(self, step: PlanStep, admission: Admission, now: datetime) -> list[Event]:
+        return [
+            Event.at_instant(
+                "handoff.taken" if decision.is_taken else "handoff.refused",
+                now,
+                f"{call_address(step.id, None, 1)}:{index:03d}:{decision.edge.handoff_id}",
+                step.id,
+                handoff_id=decision.edge.handoff_id,
+                source_step=decision.edge.source_step,
+                target_step=step.id,
+                source_agent_id=decision.edge.source_agent_id,
+                target_agent_id=decision.edge.target_agent_id,
+                reason=decision.reason,
+                values=decision.values,
+            )
+            for index, decision in enumerate(admission.handoffs)
+        ]
+
+    def skipped_record(self, step: PlanStep, admission: Admission, now: datetime) -> StepRecord:
+        """Return the record of a step that is not run, with what that rested on."""
+        n = self._states[step.id].n
+        skipped = Event.at_instant(
+            "step.skipped",
+            now,
+            call_address(step.id, None, n),
+            step.id,
+            because=admission.refused_by,
+            reason=admission.reason,
+            values=admission.values,
+        )
+        return StepRecord(
+            execution_id=self._facts.execution_id,
+            run_id=self._facts.run_id,
+            step_id=step.id,
+            n=n,
+            token=micros(now),
+            status=StepStatus.SKIPPED,
+            agent_id=step.agents[0],
+            reason=admission.refused_by,
+            completed_at=now,
+            events=[*self.events(step, now), skipped],
+        )
+
+
+_ADMITTED = Admission()
