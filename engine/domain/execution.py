@@ -17,6 +17,7 @@ from engine.domain.json import JsonObject, JsonValue
 
 __all__ = [
     "ArtifactRef",
+    "BudgetLimits",
     "Cancellation",
     "ContextSource",
     "ErrorPayload",
@@ -28,6 +29,7 @@ __all__ = [
     "LiveExecution",
     "LiveState",
     "LiveStep",
+    "StepKind",
     "StepRecord",
     "StepStatus",
     "ToolCall",
@@ -166,7 +168,7 @@ def _rank(event_type: str) -> int:
             return 0
         case "execution.completed" | "execution.failed" | "execution.cancelled":
             return 9
-        case "step.completed" | "step.failed" | "step.cancelled" | "step.fell_back":
+        case "step.completed" | "step.failed" | "step.cancelled" | "step.fell_back" | "step.skipped":
             return 3
         case _:
             return 1 if event_type.endswith(".started") else 2
@@ -188,6 +190,16 @@ class Cancellation(_Record):
     at: datetime | None = None
 
 
+class BudgetLimits(_Record):
+    """Limits of one execution; None is no limit."""
+
+    tokens: int | None = None
+    usd: float | None = None
+    agent_calls: int | None = None
+    seconds: float | None = None
+    on_breach: Literal["fail", "ask"] = "fail"
+
+
 class ExecutionOptions(_Record):
     """What an execution was started with beside its input."""
 
@@ -196,6 +208,8 @@ class ExecutionOptions(_Record):
     trace: bool = False
     idempotency_key: str | None = None
     tags: list[str] = Field(default_factory=list[str])
+    budget: BudgetLimits | None = None
+    """Narrows the definition's."""
 
 
 class ToolCall(_Record):
@@ -219,6 +233,10 @@ class ContextSource(_Record):
     agent_id: str | None = None
 
 
+StepKind = Literal["agent", "transform", "wait", "workflow", "approval", "foreach"]
+"""What made the record. ``foreach``: the step as a whole, whose items have records of their own."""
+
+
 class StepRecord(_Record):
     """What is known of one logical call, addressed by (execution, run, step, item, n)."""
 
@@ -230,6 +248,7 @@ class StepRecord(_Record):
     token: int
     """Fence: microseconds since the epoch; the greater one stands."""
     status: StepStatus
+    kind: StepKind = "agent"
     agent_id: str | None = None
     agent_version: int | None = None
     attempts: int = 0
@@ -255,6 +274,12 @@ class StepRecord(_Record):
     """What handoffs read of the reply and the output: an object of those top keys."""
     transcript: Value | None = None
     """Prompts and replies as a list of messages; kept only when the execution asked for a trace."""
+    iteration: int = 1
+    """Turn of a ``repeat_until``."""
+    child_execution_id: str | None = None
+    """The execution that a step of type ``workflow`` ran."""
+    reused_from: str | None = None
+    """The execution whose recorded outcome this is, in a rerun."""
 
 
 class ExecutionRecord(_Record):
@@ -285,6 +310,14 @@ class ExecutionRecord(_Record):
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
     usage: Usage = Field(default_factory=Usage)
     events: list[Event] = Field(default_factory=list[Event])
+    status_token: int = 0
+    """Of the ``Transition`` that set ``running``, ``waiting`` or ``paused``; a smaller one changes nothing."""
+    parent_execution_id: str | None = None
+    """The execution that this one is a child of."""
+    rerun_of: str | None = None
+    """The execution that this one is a rerun of."""
+    rerun_steps: list[str] = Field(default_factory=list[str])
+    """What runs again in a rerun; the other steps are reused."""
 
 
 class LiveStep(_Record):

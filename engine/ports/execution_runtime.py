@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from engine.domain.execution import Cancellation, ErrorPayload, Value
-    from engine.domain.json import JsonValue
+    from engine.domain.json import JsonObject, JsonValue
     from engine.domain.messages import StartEnvelope
     from engine.domain.plan import ExecutionPlan
 
@@ -112,6 +112,17 @@ class ExecutionRuntime(Protocol):
 
     async def request_cancel(self, execution_id: str, reason: str | None) -> bool:
         """Ask for cancellation; return False when no open run has this id."""
+        ...
+
+    async def send_update(self, execution_id: str, name: str, argument: JsonObject) -> JsonObject:
+        """Send an Update to the current run and return what its handler returned, waiting up to 10 s.
+
+        Raises:
+            InvalidInputError, ConflictError: the run's validator refused it; nothing has changed.
+            ConflictError: no open run has this id.
+            RuntimeUnavailableError: no answer in time; whether it was taken is unknown. Without a worker the message
+                says so.
+        """
         ...
 
     async def find_cancel_request(self, execution_id: str) -> Cancellation | None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 from engine.domain.execution import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
 
     from engine.domain.execution import ExecutionRecord, ExecutionStatus, StepRecord
+    from engine.domain.gate import GateRecord, Transition
     from engine.domain.page import Page, Position
 
 
@@ -28,6 +30,16 @@ class ExecutionFilter:
     """All of them."""
     is_open: bool | None = None
     """True: only those that are not over."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateFilter:
+    """Which open gates a list shows; None does not filter."""
+
+    execution_id: str | None = None
+    definition_id: str | None = None
+    assignee: str | None = None
+    """Among the gate's assignees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +75,14 @@ class ExecutionStore(Protocol):
     with the same arguments it changes nothing. Every method raises ``StoreError`` when the store does not answer.
     """
 
-    async def create_execution(self, record: ExecutionRecord, plan: bytes | None) -> ExecutionRecord | None:
+    async def create_execution(
+        self, record: ExecutionRecord, plan: bytes | None, steps: Sequence[StepRecord] = ()
+    ) -> ExecutionRecord | None:
         """Insert a record and its frozen plan (under ``record.plan_hash``) in one transaction.
 
         Return None when inserted; when the execution exists, the stored record, with nothing written. ``plan`` is
-        None when the caller knows it to be stored.
+        None when the caller knows it to be stored. ``steps`` are what a rerun keeps of its parent, written with the
+        record; a store without transactions writes them before it.
         """
         ...
 
@@ -134,6 +149,29 @@ class ExecutionStore(Protocol):
 
         Return what stands for each step, and of the end as ``finalize_execution`` does; None for an end that was not
         written because a step was refused. A store without transactions writes the steps first.
+        """
+        ...
+
+    async def record_transition(self, change: Transition) -> None:
+        """Write a change of status, gates and steps in one transaction.
+
+        The status and the events are written unless the record has ended in this run or a later one, a later run owns
+        it, or its ``status_token`` is greater; events that are there already (by id) are not added again. A record
+        that is ``pending`` or owned by an earlier run is taken over as by ``record_steps``. Of each gate
+        (execution, gate) the greater token stands, an equal one is replaced. Steps obey the fence of
+        ``record_steps``. An unknown execution is not an error: gates and steps are kept. A store without transactions
+        writes gates and steps first.
+        """
+        ...
+
+    async def get_gate(self, execution_id: str, gate_id: str) -> GateRecord | None:
+        """Return a gate, open or not, or None."""
+        ...
+
+    async def list_gates(self, query: GateFilter, *, limit: int, after: Position | None) -> Page[GateRecord]:
+        """Return gates with status ``open``, oldest first.
+
+        ``after``: ``(opened_at as ISO text, execution_id and gate_id joined by a line feed)``.
         """
         ...
 
