@@ -401,6 +401,7 @@ class _Attempt:
             step_id=self.call.step_id,
             item=self.call.item,
             n=self.call.n,
+            iteration=self.call.iteration,
             token=self.token,
             status=status,
             agent_id=self.call.agent.agent_id,
@@ -436,6 +437,8 @@ class _Attempt:
         )
 
     def _event(self, event_type: str, **data: JsonValue) -> Event:
+        if self.call.item is not None:
+            data = {**data, "item": self.call.item}
         return Event.at_instant(event_type, self.started_at, self.address, self.call.step_id, **data)
 
 

@@ -52,7 +52,7 @@ def terminal_record(
         cancel=cancel,
         warnings=request.warnings,
         usage=request.usage,
-        events=[end],
+        events=[*request.events, end],
     )
 
 

@@ -109,7 +109,7 @@ async def fetch_operands(
         if not (operand.artifact_id or operand.step_id or operand.execution_input):
             fetched[text] = operand.inline
             continue
-        source = (operand.artifact_id, operand.step_id, operand.run_id, operand.n)
+        source = (operand.artifact_id, operand.step_id, operand.item, operand.run_id, operand.n, operand.handed)
         if source not in sources:
             sources[source] = await _fetch(operand, execution_id, executions, artifacts)
         fetched[text] = walk(sources[source], operand.segments)
@@ -122,10 +122,10 @@ async def _fetch(
     if operand.artifact_id:
         return await artifacts.get_artifact(operand.artifact_id)
     if operand.step_id:
-        step = await executions.get_step(execution_id, operand.run_id or "", operand.step_id, None, operand.n)
+        step = await executions.get_step(execution_id, operand.run_id or "", operand.step_id, operand.item, operand.n)
         if step is None or step.output is None:
             step = await _recorded_by_any_run(operand, execution_id, executions)
-        value = step.output if step else None
+        value = None if step is None else step.handed if operand.handed else step.output
         what = f"output of step {operand.step_id}"
     else:
         record = await executions.get_execution(execution_id)
@@ -143,7 +143,7 @@ async def _recorded_by_any_run(operand: OperandRef, execution_id: str, execution
     recorded = [
         step
         for step in await executions.list_steps(execution_id)
-        if (step.step_id, step.n) == (operand.step_id, operand.n) and step.output is not None
+        if (step.step_id, step.item, step.n) == (operand.step_id, operand.item, operand.n) and step.output is not None
     ]
     return recorded[-1] if recorded else None
 

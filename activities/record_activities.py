@@ -19,11 +19,13 @@ from engine.domain.execution import (
     Value,
 )
 from engine.domain.expressions import MissingPathError, json_size
+from engine.domain.gate import Transition
 from engine.domain.live import live_execution, live_step
 from engine.domain.messages import (
     ACTIVITY_FINALIZE,
     ACTIVITY_LOAD_PLAN,
     ACTIVITY_RECORD_DECISIONS,
+    ACTIVITY_RECORD_TRANSITION,
     ACTIVITY_REQUEST_CANCEL,
     MAX_INLINE_OUTPUT_BYTES,
     FinalizeInput,
@@ -89,6 +91,26 @@ class RecordActivities:
         except EngineError as error:
             raise engine_application_error(error) from error
 
+    @activity.defn(name=ACTIVITY_RECORD_TRANSITION)
+    async def record_transition(self, change: Transition) -> None:
+        """Store what has changed beside agents' calls: the status, gates, decisions."""
+        request_context.execution_id.set(change.execution_id)
+        try:
+            await self._executions.record_transition(change)
+            head = None if change.status is None else await self._executions.get_execution(change.execution_id)
+        except EngineError as error:
+            raise engine_application_error(error) from error
+        shown = None if head is None else live_execution(head).model_copy(update={"token": change.token})
+        try:
+            await self._state.record_transition(
+                change.execution_id,
+                execution=None if shown is None or shown.status.is_terminal else shown,
+                steps=[live_step(step) for step in change.steps],
+                events=[*(event for step in change.steps for event in step.events), *change.events],
+            )
+        except StoreError as error:
+            _logger.warning("Live state of %s was not written: %s", change.execution_id, error)
+
     @activity.defn(name=ACTIVITY_REQUEST_CANCEL)
     async def request_cancel(self, request: RequestCancelInput) -> None:
         """Send Temporal's own cancellation to the run that asks."""
@@ -148,7 +170,7 @@ class RecordActivities:
                 request.execution_id,
                 execution=live_execution(stored),
                 steps=[live_step(step) for step in request.decided],
-                events=[*events, *stored.events[-1:]],
+                events=[*events, *request.events, *stored.events[-1:]],
             )
         except StoreError as error:
             _logger.warning("Live state of %s was not written: %s", request.execution_id, error)

@@ -13,7 +13,7 @@ from benchmarks.child import ROOT
 from benchmarks.shapes import ADD_AGENT, long_chain
 from engine.domain.agent import Agent
 from engine.domain.definition import DefinitionVersion
-from engine.domain.plan import compile_plan
+from engine.domain.plan_compiler import compile_plan
 from engine.domain.validation import parse_definition
 
 if TYPE_CHECKING:

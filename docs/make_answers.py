@@ -3,7 +3,7 @@
     python docs/make_answers.py > docs/answers.md
 
 Which call answers with what is read from ``WorkflowEngine``'s signatures, the shapes from ``engine.types``. A text
-below a key in that module becomes the key's meaning; a table without any has no column for it.
+below a key in its modules becomes the key's meaning; a table without any has no column for it.
 """  # noqa: INP001 - a script, no part of a package
 
 from __future__ import annotations
@@ -17,24 +17,32 @@ from typing import Literal, NotRequired, Union, cast, get_args, get_origin, get_
 
 from pydantic import JsonValue
 
-from engine import WorkflowEngine, types
+from engine import WorkflowEngine
+from engine.types import agents, analytics, context, executions, gates, results, values, workflows
 
 _INTRODUCTION = """\
 # Answers
 
-<!-- Made by docs/make_answers.py from engine/types.py; change that and run it again. -->
+<!-- Made by docs/make_answers.py from engine/types/; change that and run it again. -->
 
 The shape of everything that `WorkflowEngine` returns. Instants are text in ISO 8601, UTC; durations are seconds.
 A key marked *optional* is absent unless it applies; every other key is always there, null where it has no value.
 What the values mean is told in the [guide](guide.md), where they come up.
 """
 
+_MODULES = (values, workflows, executions, gates, results, context, agents, analytics)
+"""The order of the page."""
 _NAMES: dict[object, str] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
 def page() -> str:
     """Return the whole page."""
-    shapes = {name: shape for name, shape in vars(types).items() if is_typeddict(shape)}
+    shapes = {
+        name: shape
+        for module in _MODULES
+        for name, shape in vars(module).items()
+        if is_typeddict(shape) and shape.__module__ == module.__name__
+    }
     meanings = _meanings()
     parts = [_INTRODUCTION, "## Calls\n", *_table(("call", "answer"), _calls(shapes)), "", "## Shapes"]
     for name, shape in shapes.items():
@@ -44,7 +52,7 @@ def page() -> str:
 
 
 def _calls(shapes: Iterable[str]) -> Iterable[tuple[str, ...]]:
-    for name, method in vars(WorkflowEngine).items():
+    for name, method in _methods(WorkflowEngine):
         if name.startswith("_") or name == "aclose" or not inspect.isfunction(method):
             continue
         text = str(inspect.signature(method).return_annotation)
@@ -58,8 +66,16 @@ def _calls(shapes: Iterable[str]) -> Iterable[tuple[str, ...]]:
             "list[list[str]]": "a list of paths, each a list of ids",
             "JsonValue": "any JSON",
         }
-        answer = ("list of " if is_list else "") + _link(shape) if shape in shapes else words[text]
+        names = [name.removeprefix("types.") for name in shape.split(" | ")]
+        linked = " or ".join(_link(name) for name in names if name in shapes)
+        answer = ("list of " if is_list else "") + linked if linked else words[text]
         yield f"`{name}`", f"an iterator of {answer}" if inspect.isasyncgenfunction(method) else answer
+
+
+def _methods(cls: type) -> Iterable[tuple[str, object]]:
+    """The attributes of a class with those of its bases, in the order in which they are written."""
+    for base in cls.__mro__:
+        yield from vars(base).items()
 
 
 def _keys(shape: type, meanings: dict[str, str]) -> Iterable[str]:
@@ -95,7 +111,7 @@ def _link(name: str) -> str:
 def _meanings() -> dict[str, dict[str, str]]:
     """Shape to key to the text that stands below the key in the module."""
     found: dict[str, dict[str, str]] = {}
-    for shape in ast.parse(inspect.getsource(types)).body:
+    for shape in (shape for module in _MODULES for shape in ast.parse(inspect.getsource(module)).body):
         if not isinstance(shape, ast.ClassDef):
             continue
         for key, below in zip(shape.body, shape.body[1:], strict=False):

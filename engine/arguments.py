@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import cast
 
+from engine.domain.json import JsonValue, json_fault
 from engine.errors import InvalidInputError
 
-__all__ = ["document", "optional_text", "plain", "seconds", "text"]
+__all__ = ["document", "json_value", "optional_text", "plain", "seconds", "text"]
 
 
 def plain(value: object) -> object:
@@ -33,6 +34,18 @@ def document(value: object, path: str) -> Mapping[str, object] | None:
     if value is None or isinstance(value, Mapping):
         return cast("Mapping[str, object] | None", value)
     raise InvalidInputError(f"{path} must be an object, not {type(value).__name__}", {"path": path})
+
+
+def json_value(value: object, path: str) -> JsonValue:
+    """Require JSON.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    given = plain(value)
+    if (fault := json_fault(given, path)) is not None:
+        raise InvalidInputError(f"{fault}; it must be JSON", {"path": path})
+    return cast("JsonValue", given)
 
 
 def text(value: object, path: str) -> str:

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar, cast
 
 from temporalio import workflow
 from temporalio.common import RawValue, SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
+    from engine.domain.actions import CallFailure, ComputeValue, InvokeAgent, StartChild, StartTimer
     from engine.domain.execution import Cancellation, ErrorPayload, ExecutionStatus, Value
     from engine.domain.expressions import MissingPathError
-    from engine.domain.json import JsonValue
+    from engine.domain.gate import Transition
+    from engine.domain.json import JsonObject, JsonValue
     from engine.domain.messages import (
         ACTIVITY_FINALIZE,
         ACTIVITY_LOAD_PLAN,
         ACTIVITY_RECORD_DECISIONS,
+        ACTIVITY_RECORD_TRANSITION,
         ACTIVITY_REQUEST_CANCEL,
         CANCEL_SIGNAL,
         CallInput,
+        ChildResult,
         FinalizeInput,
         FinalizeResult,
         LoadPlanInput,
@@ -34,20 +38,23 @@ with workflow.unsafe.imports_passed_through():
         RecordDecisionsInput,
         RequestCancelInput,
         StartEnvelope,
+        StepOutcome,
     )
     from engine.domain.plan import ExecutionPlan
-    from engine.domain.progress import CallFailure, Ending, ExecutionProgress, RunFacts
+    from engine.domain.progress import Ending, ExecutionProgress, RunFacts
     from engine.domain.step_table import step_table
     from engine.errors import ErrorCode
     from workflows.activity_options import (
         LOCAL_RETRY,
         LOCAL_TIMEOUT,
+        MAX_SUMMARY_BYTES,
         REMOTE_RETRY,
         REMOTE_TIMEOUT,
         truncate_bytes,
     )
     from workflows.arguments import InvalidArguments, RunArguments, parse_arguments
-    from workflows.step_runner import StepRunner
+    from workflows.operators import Operators
+    from workflows.step_runner import Result, StepRunner
 
 R = TypeVar("R")
 
@@ -70,6 +77,9 @@ class InterpreterWorkflow:
         self._signalled_cancel: str | None = None
         self._deadline_passed = False
         self._news = False
+        self._progress: ExecutionProgress | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._operators = Operators()
 
     @workflow.run
     async def run(self, args: Sequence[RawValue]) -> JsonValue:
@@ -96,6 +106,112 @@ class InterpreterWorkflow:
             self._signalled_cancel = truncate_bytes(text, _MAX_REASON_BYTES)
             self._news = True
 
+    @workflow.update(
+        name="answer_gate",
+        description="Answer a gate: {gate_id, answer, data, by}",
+        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
+    )
+    async def answer_gate(self, argument: JsonValue = None) -> JsonObject:
+        """Answer a gate, once."""
+        return self._acted(self._operators.answer(await self._begun(), argument, None))
+
+    @answer_gate.validator
+    def check_answer_gate(self, argument: JsonValue = None) -> None:
+        """Refuse an answer that can't be taken."""
+        self._operators.check_answer(self._progress, argument, None)
+
+    @workflow.update(
+        name="approve",
+        description="Answer approve: {gate_id, data, by}; gate_id may be left out when one gate is open",
+        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
+    )
+    async def approve(self, argument: JsonValue = None) -> JsonObject:
+        """Answer ``approve``."""
+        return self._acted(self._operators.answer(await self._begun(), argument, "approve"))
+
+    @approve.validator
+    def check_approve(self, argument: JsonValue = None) -> None:
+        """Refuse an answer that can't be taken."""
+        self._operators.check_answer(self._progress, argument, "approve")
+
+    @workflow.update(
+        name="reject",
+        description="Answer reject: {gate_id, data, by}; gate_id may be left out when one gate is open",
+        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
+    )
+    async def reject(self, argument: JsonValue = None) -> JsonObject:
+        """Answer ``reject``."""
+        return self._acted(self._operators.answer(await self._begun(), argument, "reject"))
+
+    @reject.validator
+    def check_reject(self, argument: JsonValue = None) -> None:
+        """Refuse an answer that can't be taken."""
+        self._operators.check_answer(self._progress, argument, "reject")
+
+    @workflow.update(
+        name="pause",
+        description="Start nothing new; what runs ends: {by, reason}",
+        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
+    )
+    async def pause(self, argument: JsonValue = None) -> JsonObject:
+        """Pause."""
+        return self._acted(self._operators.pause(await self._begun(), argument))
+
+    @pause.validator
+    def check_pause(self, argument: JsonValue = None) -> None:
+        """Refuse what is paused or over."""
+        self._operators.check_pause(self._progress, argument)
+
+    @workflow.update(
+        name="resume", description="Go on: {by}", unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON
+    )
+    async def resume(self, argument: JsonValue = None) -> JsonObject:
+        """Resume."""
+        return self._acted(self._operators.resume(await self._begun(), argument))
+
+    @resume.validator
+    def check_resume(self, argument: JsonValue = None) -> None:
+        """Refuse what is not paused."""
+        self._operators.check_resume(self._progress, argument)
+
+    @workflow.update(
+        name="retry_step",
+        description="Run a failed step again that waits for an operator: {step_id, by}",
+        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
+    )
+    async def retry_step(self, argument: JsonValue = None) -> JsonObject:
+        """Retry."""
+        return self._acted(self._operators.act(await self._begun(), argument, "retry"))
+
+    @retry_step.validator
+    def check_retry_step(self, argument: JsonValue = None) -> None:
+        """Refuse a step that waits for nobody."""
+        self._operators.check_act(self._progress, argument)
+
+    @workflow.update(
+        name="skip_step",
+        description="Skip a failed step that waits for an operator: {step_id, output, by}",
+        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
+    )
+    async def skip_step(self, argument: JsonValue = None) -> JsonObject:
+        """Skip."""
+        return self._acted(self._operators.act(await self._begun(), argument, "skip"))
+
+    @skip_step.validator
+    def check_skip_step(self, argument: JsonValue = None) -> None:
+        """Refuse a step that waits for nobody."""
+        self._operators.check_act(self._progress, argument)
+
+    async def _begun(self) -> ExecutionProgress:
+        """The run's state, once its plan is there."""
+        if self._progress is None:
+            await workflow.wait_condition(lambda: self._progress is not None)
+        return cast("ExecutionProgress", self._progress)
+
+    def _acted(self, answer: JsonObject) -> JsonObject:
+        self._news = True
+        return answer
+
     async def _work(self, arguments: RunArguments) -> JsonValue:
         plan, envelope = await self._plan(arguments)
         info = workflow.info()
@@ -110,9 +226,12 @@ class InterpreterWorkflow:
             trace=envelope.options.trace,
             tags=envelope.options.tags,
             was_reset=info.run_id != info.original_execution_run_id,
+            budget=envelope.options.budget,
+            depth=envelope.parent.depth if envelope.parent else 0,
         )
         execution_input = Value(ref=envelope.input_ref) if envelope.input_ref else Value.of(arguments.input)
-        progress = ExecutionProgress(plan, execution_input, facts, carried)
+        reused = () if carried else envelope.reused
+        progress = self._progress = ExecutionProgress(plan, execution_input, facts, carried, reused)
         if envelope.deadline_at is not None:
             deadline = asyncio.create_task(self._watch_deadline(envelope))
             deadline.add_done_callback(lambda _: None)
@@ -123,19 +242,40 @@ class InterpreterWorkflow:
         while True:
             self._interrupt(progress)
             draining = workflow.info().is_continue_as_new_suggested()
-            if progress.ending is not None:
-                self._runner.cancel_all()
-            elif not draining:
-                for action in progress.next_actions(workflow.now()):
-                    self._runner.start(action)
+            for action in progress.next_actions(workflow.now(), draining=draining):
+                self._runner.start(action, envelope)
+            for address in progress.take_cancelled():
+                self._runner.cancel(address)
             workflow.set_current_details(step_table(progress))
+            if progress.has_transition and self._telling is None:
+                self._telling = asyncio.create_task(self._tell(progress, envelope))
             if progress.is_over:
                 return
-            if draining and progress.running == 0:
+            if draining and progress.running == 0 and self._telling is None and progress.ending is None:
                 await self._continue_as_new(progress, arguments, envelope)
                 continue
             await workflow.wait_condition(lambda: self._news or bool(self._runner.ended))
             self._apply_ended(progress)
+
+    async def _tell(self, progress: ExecutionProgress, envelope: StartEnvelope) -> None:
+        """Record what has changed beside agents' calls, one change after the other."""
+        while progress.has_transition:
+            change = progress.take_transition(workflow.now())
+            if change.status is not None and "BatonStatus" in envelope.search_attributes:
+                shown = SearchAttributeKey.for_keyword("BatonStatus").value_set(change.status.value)
+                workflow.upsert_search_attributes([shown])  # pyright: ignore[reportUnknownMemberType] # the SDK's own overload
+            await self._record_transition(change)
+        self._telling = None
+        self._news = True
+
+    async def _record_transition(self, change: Transition) -> None:
+        await workflow.execute_activity(
+            ACTIVITY_RECORD_TRANSITION,
+            change,
+            start_to_close_timeout=REMOTE_TIMEOUT,
+            retry_policy=REMOTE_RETRY,
+            summary=truncate_bytes(_transition_summary(change), MAX_SUMMARY_BYTES),
+        )
 
     def _interrupt(self, progress: ExecutionProgress) -> None:
         self._news = False
@@ -162,12 +302,24 @@ class InterpreterWorkflow:
             action, result = self._runner.ended.popleft()
             if isinstance(result, BaseException):
                 raise result
-            if isinstance(result, CallFailure):
-                replacement = progress.apply_failure(action.address, result, action.call, workflow.now())
-                if replacement is not None:
-                    self._runner.start(replacement)
-            else:
-                progress.apply_outcome(action.address, result, action.call)
+            now = workflow.now()
+            match action:
+                case InvokeAgent():
+                    self._apply_call(progress, action, result)
+                case StartChild() if isinstance(result, (ChildResult, CallFailure)):
+                    progress.apply_child(action.address, result, now)
+                case ComputeValue() if isinstance(result, (StepOutcome, CallFailure)):
+                    progress.apply_computed(action.address, result, action.request, now)
+                case StartTimer():
+                    progress.apply_timer(action.address, now)
+                case _:
+                    raise TypeError(f"{type(action).__name__} ended with {type(result).__name__}")
+
+    def _apply_call(self, progress: ExecutionProgress, action: InvokeAgent, result: Result) -> None:
+        if isinstance(result, CallFailure):
+            progress.apply_failure(action.address, result, action.call, workflow.now())
+        elif isinstance(result, StepOutcome):
+            progress.apply_outcome(action.address, result, action.call)
 
     async def _plan(self, arguments: RunArguments) -> tuple[ExecutionPlan, StartEnvelope]:
         envelope = arguments.envelope
@@ -180,8 +332,12 @@ class InterpreterWorkflow:
             run_started_at=info.start_time,
             first_run_id=info.first_execution_run_id,
             definition_id=info.workflow_type,
-            plan_hash=envelope.plan_hash if envelope else None,
-            input=None if envelope else arguments.input,
+            plan_hash=envelope.plan_hash or None if envelope else None,
+            input=arguments.input if envelope is None or not envelope.plan_hash else None,
+            input_ref=envelope.input_ref if envelope else None,
+            version=envelope.version if envelope else None,
+            parent=envelope.parent if envelope else None,
+            options=envelope.options if envelope and envelope.parent else None,
         )
         try:
             loaded = await self._local_then_remote(ACTIVITY_LOAD_PLAN, request, LoadPlanResult, "load the plan")
@@ -192,8 +348,11 @@ class InterpreterWorkflow:
             raise
         if loaded.plan is None:
             fail(ErrorPayload(code=ErrorCode.INTERNAL_ERROR, message="The plan was loaded empty"))
-        if envelope is not None:
+        if envelope is not None and envelope.plan_hash:
             return loaded.plan, envelope
+        if envelope is not None:
+            _upsert_search_attributes(loaded)
+            return loaded.plan, envelope.model_copy(update={"plan_hash": loaded.plan_hash})
         _upsert_search_attributes(loaded)
         envelope = StartEnvelope(
             interpreter_version=arguments.interpreter_version,
@@ -214,17 +373,19 @@ class InterpreterWorkflow:
     async def _continue_as_new(
         self, progress: ExecutionProgress, arguments: RunArguments, envelope: StartEnvelope
     ) -> None:
+        while progress.events or progress.gates.events:
+            await self._record_transition(progress.take_transition(workflow.now()))
         # The next run may read what they hold from the store.
         while progress.decided:
             await self._record_some_decisions(progress)
         await workflow.wait_condition(workflow.all_handlers_finished)
-        if self._news:
+        if self._news or self._telling is not None or progress.has_transition:
             return
         carried = progress.carry()
         workflow.continue_as_new(
             args=[
                 None if envelope.input_ref else arguments.input,
-                envelope.model_copy(update={"carried": carried}),
+                envelope.model_copy(update={"carried": carried, "reused": []}),
             ]
         )
 
@@ -244,7 +405,9 @@ class InterpreterWorkflow:
 
     async def _end(self, progress: ExecutionProgress, envelope: StartEnvelope) -> JsonValue:
         if progress.recorded_output is not None and not self._was_interrupted(envelope):
-            return _returned(progress.recorded_output)
+            return _returned(progress.recorded_output, progress, envelope)
+        if self._telling is not None:
+            await self._telling
         ending = progress.ending or Ending(ExecutionStatus.COMPLETED)
         if ending.status is ExecutionStatus.CANCELLED and self._native_cancel is None:
             await self._request_native_cancel(self._signalled_cancel or "")
@@ -263,8 +426,8 @@ class InterpreterWorkflow:
             raise asyncio.CancelledError
         error = result.error or ending.error
         if error is not None:
-            fail(error)
-        return _returned(result.output)
+            fail(error, _spent(progress) if envelope.parent else None)
+        return _returned(result.output, progress, envelope)
 
     async def _finalize(
         self, progress: ExecutionProgress, ending: Ending, output: CallInput | None, envelope: StartEnvelope
@@ -287,7 +450,8 @@ class InterpreterWorkflow:
             usage=progress.usage,
             decided=progress.take_decided(),
             warnings=progress.warnings,
-            step_ids=[step.id for step in progress.plan.steps],
+            step_ids=progress.step_ids,
+            events=progress.take_events(),
         )
         return await self._local_then_remote(ACTIVITY_FINALIZE, request, FinalizeResult, "record the end")
 
@@ -327,14 +491,32 @@ class InterpreterWorkflow:
             )
 
 
-def fail(error: ErrorPayload) -> NoReturn:
-    """End the run as failed: the Application Error's type is the error's code."""
-    raise ApplicationError(error.message, error.details, type=error.code, non_retryable=True)
+def fail(error: ErrorPayload, spent: ChildResult | None = None) -> NoReturn:
+    """End the run as failed: the Application Error's type is the error's code; a parent learns what was spent."""
+    details: list[object] = [error.details] if spent is None else [error.details, spent.model_dump(mode="json")]
+    raise ApplicationError(error.message, *details, type=error.code, non_retryable=True)
 
 
-def _returned(output: Value) -> JsonValue:
-    """What the run returns: the bare output, or a reference to a large one."""
-    return output.inline if output.ref is None else output.ref.model_dump(mode="json", exclude={"declared", "absent"})
+def _spent(progress: ExecutionProgress, output: Value | None = None) -> ChildResult:
+    return ChildResult(output=output or Value(), usage=progress.usage, calls=progress.budget.calls)
+
+
+def _returned(output: Value, progress: ExecutionProgress, envelope: StartEnvelope) -> JsonValue:
+    """What the run returns: the bare output, or a reference to a large one; to a parent, with what was spent."""
+    if envelope.parent is not None:
+        return cast("JsonValue", _spent(progress, output).model_dump(mode="json"))
+    if output.ref is None:
+        return output.inline
+    return output.ref.model_dump(mode="json", exclude={"declared", "absent", "lengths"})
+
+
+def _transition_summary(change: Transition) -> str:
+    """What the timeline of Temporal's UI says of a change."""
+    told = [f"gate {gate.gate_id} {gate.status}" for gate in change.gates[:3]]
+    if change.status is not None:
+        told.append(change.status.value)
+    told += [f"{step.step_id} {step.status}" for step in change.steps[:3] if not change.gates]
+    return "record: " + (", ".join(told) or "events")
 
 
 def _upsert_search_attributes(loaded: LoadPlanResult) -> None:

@@ -1,16 +1,20 @@
-"""Agent calls as Temporal activities: started, watched without one waiting task each, and their ends classified."""
+"""What the reducer asks for, as Temporal's commands: begun, watched, and how each ended."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, assert_never, cast
 
 from temporalio import workflow
+from temporalio.common import Priority
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
+    ChildWorkflowError,
     TimeoutType,
     is_cancelled_exception,
 )
@@ -19,71 +23,172 @@ from temporalio.exceptions import (
 )
 
 with workflow.unsafe.imports_passed_through():
+    from engine.domain.actions import Action, CallFailure, ComputeValue, InvokeAgent, StartChild, StartTimer
     from engine.domain.agent_call import FailureReason
+    from engine.domain.execution import Usage
     from engine.domain.ids import AGENT_ACTIVITY_PREFIX
-    from engine.domain.messages import FailureDetails, StepOutcome
-    from engine.domain.progress import CallFailure, InvokeAgent
-    from workflows.activity_options import agent_activity_options
+    from engine.domain.json import JsonObject
+    from engine.domain.messages import (
+        ACTIVITY_COMPUTE_VALUE,
+        ChildResult,
+        FailureDetails,
+        ParentLink,
+        StartEnvelope,
+        StepOutcome,
+    )
+    from engine.errors import ErrorCode
+    from workflows.activity_options import (
+        MAX_SUMMARY_BYTES,
+        REMOTE_RETRY,
+        REMOTE_TIMEOUT,
+        agent_activity_options,
+        truncate_bytes,
+    )
 
 if TYPE_CHECKING:
     from asyncio import Task
+
+Result: TypeAlias = "StepOutcome | ChildResult | CallFailure | BaseException | None"
+"""What came of an action; None: a timer has fired."""
 
 WORKER_SHUTDOWN = "WorkerShutdown"
 """Type of the failure that the SDK reports for an activity that a stopping worker cancelled."""
 
 
-_KINDS: Final[Mapping[str, Literal["agent", "input", "store", "lost"]]] = {
+_KINDS: Final[Mapping[str, Literal["agent", "input", "store", "unasked"]]] = {
     "agent": "agent",
     "input": "input",
     "store": "store",
-    "unasked": "lost",
+    "unasked": "unasked",
 }
 
 
 class StepRunner:
-    """Runs agent calls; what has ended waits in ``ended`` for the workflow's loop."""
+    """Does what the reducer asks for; what has ended waits in ``ended`` for the workflow's loop."""
 
     def __init__(self) -> None:
-        self.ended: deque[tuple[InvokeAgent, StepOutcome | CallFailure | BaseException]] = deque()
-        self._open: dict[str, Task[StepOutcome]] = {}
+        self.ended: deque[tuple[Action, Result]] = deque()
+        self._open: dict[str, Task[StepOutcome] | Task[ChildResult] | Task[None]] = {}
 
-    def start(self, action: InvokeAgent) -> None:
-        """Schedule a call's activity."""
-        handle = workflow.start_activity(
-            AGENT_ACTIVITY_PREFIX + action.call.agent.agent_id,
-            action.call,
-            result_type=StepOutcome,
-            activity_id=action.activity_id,
-            **agent_activity_options(action.step, action.maximum_attempts, action.summary),
-        )
+    def start(self, action: Action, envelope: StartEnvelope) -> None:
+        """Begin an action; ``envelope`` is of the run, whose options a child inherits."""
+        match action:
+            case InvokeAgent():
+                handle: Task[StepOutcome] = workflow.start_activity(
+                    AGENT_ACTIVITY_PREFIX + action.call.agent.agent_id,
+                    action.call,
+                    result_type=StepOutcome,
+                    activity_id=action.activity_id,
+                    **agent_activity_options(action.step, action.maximum_attempts, action.summary),
+                )
+                self._watch(action, handle)
+            case ComputeValue():
+                computing: Task[StepOutcome] = workflow.start_activity(
+                    ACTIVITY_COMPUTE_VALUE,
+                    action.request,
+                    result_type=StepOutcome,
+                    activity_id=action.address,
+                    start_to_close_timeout=REMOTE_TIMEOUT,
+                    retry_policy=REMOTE_RETRY,
+                    summary=truncate_bytes(action.summary, MAX_SUMMARY_BYTES),
+                )
+                self._watch(action, computing)
+            case StartTimer():
+                self._watch(action, asyncio.create_task(_sleep(action)))
+            case StartChild():
+                self._watch(action, asyncio.create_task(_run_child(action, envelope)))
+            case _:
+                assert_never(action)
+
+    def cancel(self, address: str) -> None:
+        """Cancel what is open at an address; nothing happens when it has ended."""
+        handle = self._open.get(address)
+        if handle is not None:
+            handle.cancel()
+
+    def _watch(self, action: Action, handle: Task[StepOutcome] | Task[ChildResult] | Task[None]) -> None:
         self._open[action.address] = handle
         handle.add_done_callback(partial(self._end, action))
 
-    def cancel_all(self) -> None:
-        """Cancel every open call, in the order they were started."""
-        for handle in list(self._open.values()):
-            handle.cancel()
-        self._open.clear()
-
-    def _end(self, action: InvokeAgent, handle: Task[StepOutcome]) -> None:
+    def _end(self, action: Action, handle: Task[StepOutcome] | Task[ChildResult] | Task[None]) -> None:
         self._open.pop(action.address, None)
         if handle.cancelled():
-            self.ended.append((action, _cancelled()))
+            if not isinstance(action, StartTimer):
+                self.ended.append((action, _cancelled()))
             return
         error = handle.exception()
         if error is None:
             self.ended.append((action, handle.result()))
         elif isinstance(error, ActivityError):
             self.ended.append((action, classify(error, action)))
+        elif isinstance(error, ChildWorkflowError):
+            self.ended.append((action, _child_failure(error)))
         else:
             self.ended.append((action, error))
 
 
-def classify(error: ActivityError, action: InvokeAgent) -> CallFailure:
+async def _sleep(action: StartTimer) -> None:
+    left = action.due_at - workflow.now()
+    if left > timedelta(0):
+        await workflow.sleep(left, summary=truncate_bytes(action.summary, MAX_SUMMARY_BYTES))
+
+
+async def _run_child(action: StartChild, envelope: StartEnvelope) -> ChildResult:
+    """Start a child execution and wait for its end; a cancellation reaches it, and is waited for."""
+    child, step = action.step.child, action.step
+    if child is None:
+        raise ValueError(f"Step {step.id} executes no workflow")
+    info = workflow.info()
+    depth = 1 if envelope.parent is None else envelope.parent.depth + 1
+    options = envelope.options.model_copy(
+        update={"timeout": child.timeout, "idempotency_key": None, "budget": action.budget}
+    )
+    started = StartEnvelope(
+        interpreter_version=envelope.interpreter_version,
+        plan_hash="",
+        input_ref=action.input.ref,
+        options=options,
+        deadline_at=None if child.timeout is None else workflow.now() + child.timeout,
+        search_attributes=envelope.search_attributes,
+        parent=ParentLink(execution_id=info.workflow_id, step_id=step.id, depth=depth),
+        version=child.version,
+    )
+    result: ChildResult = await workflow.execute_child_workflow(
+        child.definition_id,
+        args=[action.input.inline, started],
+        id=action.child_id,
+        result_type=ChildResult,
+        cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
+        parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+        priority=Priority(priority_key=info.priority.priority_key) if info.priority else Priority.default,
+        static_summary=truncate_bytes(f"{action.summary} of {info.workflow_id}", MAX_SUMMARY_BYTES),
+    )
+    return result
+
+
+def _child_failure(error: ChildWorkflowError) -> CallFailure:
+    if is_cancelled_exception(error):
+        return _cancelled()
+    cause = error.cause
+    if not isinstance(cause, ApplicationError):
+        return CallFailure("child", ErrorCode.AGENT_ERROR, str(cause or error), 0)
+    details: JsonObject = {"execution_id": error.workflow_id}
+    usage, calls = Usage(), 0
+    if len(cause.details) > 1:
+        spent = ChildResult.model_validate(cause.details[1])
+        usage, calls = spent.usage, spent.calls
+    if cause.details and isinstance(cause.details[0], dict):
+        details["details"] = cast("JsonObject", cause.details[0])
+    return CallFailure("child", cause.type or ErrorCode.AGENT_ERROR, cause.message, calls, usage=usage, details=details)
+
+
+def classify(error: ActivityError, action: Action) -> CallFailure:
     """Say how a call failed: by its agent, by a time limit, with its worker, or because it was cancelled."""
     cause = error.cause
     if is_cancelled_exception(error):
         return _cancelled()
+    if not isinstance(action, InvokeAgent):
+        return _value_failure(error)
     match cause:
         case ActivityTimeoutError(type=TimeoutType.HEARTBEAT):
             return _timed_out("lost", cause, "The worker that ran it was lost", action)
@@ -95,6 +200,15 @@ def classify(error: ActivityError, action: InvokeAgent) -> CallFailure:
             return _agent_failure(cause)
         case _:
             return CallFailure("agent", FailureReason.ERROR, str(cause or error), 1)
+
+
+def _value_failure(error: ActivityError) -> CallFailure:
+    """A large value could not be made: by the mapping's fault, or because it is too large."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError):
+        kind: Literal["input", "child"] = "input" if cause.type == ErrorCode.INVALID_INPUT else "child"
+        return CallFailure(kind, cause.type or ErrorCode.INTERNAL_ERROR, cause.message, 0)
+    return CallFailure("child", ErrorCode.INTERNAL_ERROR, str(cause or error), 0)
 
 
 def _agent_failure(cause: ApplicationError) -> CallFailure:

@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from engine.cli.invocation import ExitCode, Invocation, output_option
+from engine.cli.invocation import ExitCode, Invocation, by_option, output_option
 from engine.cli.printing import instant, part, print_answer, print_fields, print_page, shown
 from engine.cli.watching import follow, print_result, print_steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from engine.facade import WorkflowEngine
+
 
 @click.group()
 def execution() -> None:
-    """Follow, list and cancel executions."""
+    """Follow, list, hold, cancel and rerun executions."""
 
 
 @execution.command()
@@ -84,6 +86,111 @@ def cancel(invocation: Invocation, execution_id: str, reason: str | None) -> Non
 
 @execution.command()
 @click.argument("execution_id", metavar="ID")
+@by_option
+@click.option("--reason", help="Why; kept in the record.")
+@output_option
+@click.pass_obj
+def pause(invocation: Invocation, execution_id: str, by: str | None, reason: str | None) -> None:
+    """Let nothing new start in the execution ID; what runs goes on to its end."""
+    invocation.call(lambda engine: engine.pause_execution(execution_id, by, reason))
+    _print_done(invocation, {"execution_id": execution_id, "paused": True}, "paused")
+
+
+@execution.command()
+@click.argument("execution_id", metavar="ID")
+@by_option
+@output_option
+@click.pass_obj
+def resume(invocation: Invocation, execution_id: str, by: str | None) -> None:
+    """Let the paused execution ID go on."""
+    invocation.call(lambda engine: engine.resume_execution(execution_id, by))
+    _print_done(invocation, {"execution_id": execution_id, "resumed": True}, "resumed")
+
+
+@execution.command("retry-step")
+@click.argument("execution_id", metavar="ID")
+@click.argument("step_id", metavar="STEP")
+@by_option
+@output_option
+@click.pass_obj
+def retry_step(invocation: Invocation, execution_id: str, step_id: str, by: str | None) -> None:
+    """Begin again with the failed step STEP, which asks what to do."""
+    invocation.call(lambda engine: engine.retry_step(execution_id, step_id, by))
+    _print_done(invocation, {"execution_id": execution_id, "step_id": step_id, "retried": True}, "retried")
+
+
+@execution.command("skip-step")
+@click.argument("execution_id", metavar="ID")
+@click.argument("step_id", metavar="STEP")
+@click.option("--data", "output_text", metavar="@FILE|-|JSON", help="Stands in for the step's own output.")
+@by_option
+@output_option
+@click.pass_obj
+def skip_step(invocation: Invocation, execution_id: str, step_id: str, output_text: str | None, by: str | None) -> None:
+    """Pass over the failed step STEP, which asks what to do."""
+    from engine.cli.reading import read_value
+
+    output = None if output_text is None else read_value(output_text, "--data")
+    invocation.call(lambda engine: engine.skip_step(execution_id, step_id, output, by))
+    _print_done(invocation, {"execution_id": execution_id, "step_id": step_id, "skipped": True}, "skipped")
+
+
+@execution.command()
+@click.argument("execution_id", metavar="ID")
+@output_option
+@click.pass_obj
+def explain(invocation: Invocation, execution_id: str) -> None:
+    """Tell why each step of the execution ID ran, was skipped, failed or was never reached."""
+    answer = invocation.call(lambda engine: engine.explain_execution(execution_id))
+    print_answer(answer, invocation.output, lambda: click.echo(answer["text"]))
+
+
+@execution.command()
+@click.argument("execution_id", metavar="ID")
+@click.option(
+    "--from-step", "from_steps", multiple=True, metavar="STEP", help="Run it and what rests on it; again for more."
+)
+@click.option(
+    "--input", "input_text", metavar="@FILE|-|JSON", help="Other input; steps that read the change run again."
+)
+@click.option("--version", type=click.Choice(["original", "latest"]), default="original", show_default=True)
+@click.option("--preview", is_flag=True, help="Only tell what would run, what would be kept and what that saves.")
+@click.option("--watch", is_flag=True, help="Show each step on stderr and wait for the end.")
+@output_option
+@click.pass_context
+def rerun(
+    ctx: click.Context,
+    execution_id: str,
+    from_steps: tuple[str, ...],
+    input_text: str | None,
+    version: str,
+    preview: bool,  # noqa: FBT001 - click passes options by name
+    watch: bool,  # noqa: FBT001
+) -> None:
+    """Run the ended execution ID again as a new one; steps that still hold keep what they came to.
+
+    Without --from-step it runs what did not complete. It waits for the end as `baton run` does.
+    """
+    from engine.cli.reading import read_input
+    from engine.cli.starting import start_and_show
+
+    invocation = ctx.ensure_object(Invocation)
+    input_data = None if input_text is None else read_input(input_text, ())
+    chosen = list(from_steps) or None
+
+    async def ask(engine: WorkflowEngine) -> Mapping[str, object]:
+        answer = await engine.rerun_execution(execution_id, chosen, input_data, version, preview)
+        return cast("Mapping[str, object]", answer)
+
+    if not preview:
+        start_and_show(ctx, ask, watch=watch)
+        return
+    answer = invocation.call(ask)
+    print_answer(answer, invocation.output, lambda: _print_preview(answer))
+
+
+@execution.command()
+@click.argument("execution_id", metavar="ID")
 @output_option
 @click.pass_context
 def watch(ctx: click.Context, execution_id: str) -> None:
@@ -99,6 +206,10 @@ def show_result(ctx: click.Context, result: Mapping[str, object]) -> None:
         ctx.exit(ExitCode.EXECUTION_FAILED)
 
 
+def _print_done(invocation: Invocation, answer: Mapping[str, object], text: str) -> None:
+    print_answer(answer, invocation.output, lambda: click.echo(text))
+
+
 def _print_status(answer: Mapping[str, object]) -> None:
     error = part(answer, "error")
     print_fields(
@@ -108,6 +219,7 @@ def _print_status(answer: Mapping[str, object]) -> None:
             "status": answer.get("status"),
             "steps": _progress_text(part(answer, "progress")),
             "now": answer.get("current_steps"),
+            "gates": answer.get("gates"),
             "created": instant(answer.get("created_at")),
             "completed": instant(answer.get("completed_at")),
             "error": f"{error['message']} ({error.get('code')})" if error else None,
@@ -116,6 +228,17 @@ def _print_status(answer: Mapping[str, object]) -> None:
         }
     )
     print_steps(part(answer, "steps"))
+
+
+def _print_preview(answer: Mapping[str, object]) -> None:
+    saves = [f"{name.replace('_', ' ')} {value}" for name, value in part(answer, "saves").items() if value is not None]
+    print_fields(
+        {
+            "runs again": shown(answer.get("rerun")) or "-",
+            "keeps": shown(answer.get("reused")) or "-",
+            "saves": ", ".join(saves),
+        }
+    )
 
 
 def _progress_text(progress: Mapping[str, object]) -> str:

@@ -210,6 +210,20 @@ def _keep_output(ctx: click.Context, _parameter: click.Parameter, value: Output)
     ctx.ensure_object(Invocation).output = value
 
 
+def _user_name() -> str | None:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return None
+
+
+by_option = click.option(
+    "--by", metavar="NAME", default=_user_name, help="Who does it; kept in the record. Your user name unless given."
+)
+"""``--by`` of every command by which somebody acts on an execution."""
+
 output_option = click.option(
     "-o",
     "--output",

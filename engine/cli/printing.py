@@ -42,6 +42,7 @@ _STYLES = {
     "running": "cyan",
     "retrying": "yellow",
     "waiting": "yellow",
+    "paused": "yellow",
     "warning": "yellow",
     "cancelled": "magenta",
 }

@@ -99,6 +99,18 @@ def read_input(text: str | None, pairs: Sequence[str]) -> JsonObject:
     return merge_pairs(value, pairs)
 
 
+def read_value(text: str, option: str) -> JsonValue:
+    """Return the value of an option: ``@file``, ``-`` for standard input, or JSON.
+
+    Raises:
+        InvalidInputError: none of these.
+    """
+    if text == "-" or text.startswith("@"):
+        source = text.removeprefix("@")
+        return _parse(_text_of(source), source)
+    return _parse_json(text, option)
+
+
 def merge_pairs(target: JsonObject, pairs: Iterable[str]) -> JsonObject:
     """Set ``key=value`` pairs in ``target`` and return it; ``a.b=1`` sets ``b`` in the object ``a``.
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from engine.cli.execution import show_result
-from engine.cli.invocation import Invocation, output_option
-from engine.cli.printing import note, part, print_answer, print_fields, shown
-from engine.cli.watching import follow
+from engine.cli.invocation import output_option
+from engine.cli.printing import note
+from engine.cli.starting import start_and_show
 from engine.cli.workflow import create_checked, replace_checked
 
 if TYPE_CHECKING:
@@ -51,40 +50,20 @@ def run(
     """
     from engine.cli.reading import read_input, read_object
 
-    invocation = ctx.ensure_object(Invocation)
     definition = read_object(target, "a workflow definition") if _is_file(target) else None
     input_data = read_input(input_text, pairs)
     given = {name: value for name, value in options.items() if value is not None} | (
         {"tags": list(tags)} if tags else {}
     )
-    waits = watch or invocation.settings().worker == "embedded"
-    started: list[str] = []
 
-    async def use(engine: WorkflowEngine) -> Mapping[str, object]:
+    async def start(engine: WorkflowEngine) -> Mapping[str, object]:
         workflow_id = target if definition is None else await store(engine, definition)
         execution = await engine.execute_workflow(
             workflow_id=workflow_id, input_data=input_data, execution_options=cast("JsonObject", given)
         )
-        started.append(execution["execution_id"])
-        _note_start(cast("Mapping[str, object]", execution))
-        if waits:
-            return await follow(engine, execution["execution_id"], quiet=not watch)
         return cast("Mapping[str, object]", execution)
 
-    try:
-        answer = invocation.call(use)
-    except KeyboardInterrupt:
-        if started:
-            note(
-                f"{started[0]} is kept: a worker (`baton dev` or `baton worker`) goes on with it, "
-                f"`baton execution cancel {started[0]}` ends it."
-            )
-        raise
-    if waits:
-        show_result(ctx, answer)
-    else:
-        told = {"execution": answer["execution_id"], "status": answer["status"]}
-        print_answer(answer, invocation.output, lambda: print_fields(told))
+    start_and_show(ctx, start, watch=watch)
 
 
 def _is_file(target: str) -> bool:
@@ -113,12 +92,3 @@ async def store(engine: WorkflowEngine, definition: JsonObject) -> str:
     version = (await engine.get_workflow(workflow_id))["version"]
     note(f"{'unchanged' if version == before else 'updated'} workflow {workflow_id}, version {version}")
     return workflow_id
-
-
-def _note_start(execution: Mapping[str, object]) -> None:
-    note(f"started {execution['execution_id']}")
-    for warning in cast("list[Mapping[str, object]]", execution.get("warnings") or []):
-        note(f"warning: {shown(warning.get('message'))}")
-    ui_url = part(execution, "temporal").get("ui_url")
-    if ui_url:
-        note(f"Temporal UI: {ui_url}")

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 _RESULT_SECONDS = 30
 """Between the last event and the stored result lies one write."""
 
-_COLOURS = {"completed": "green", "failed": "red", "cancelled": "magenta", "retried": "yellow", "skipped": "yellow"}
+_COLOURS = {
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+    **dict.fromkeys(("retried", "skipped", "waiting", "paused", "opened", "expired", "exceeded"), "yellow"),
+}
 
 
 async def follow(engine: WorkflowEngine, execution_id: str, *, quiet: bool = False) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -11,6 +12,7 @@ from engine.cli.printing import (
     USE_COLUMNS,
     instant,
     note,
+    part,
     print_answer,
     print_fields,
     print_page,
@@ -140,6 +142,34 @@ def delete(invocation: Invocation, workflow_id: str) -> None:
 
 
 @workflow.command()
+@click.argument("workflow_id", metavar="ID")
+@click.option("--from", "from_version", type=int, metavar="N", help="The older version; by default the one before.")
+@click.option("--to", "to_version", type=int, metavar="M", help="The newer version; by default the newest.")
+@output_option
+@click.pass_obj
+def diff(invocation: Invocation, workflow_id: str, from_version: int | None, to_version: int | None) -> None:
+    """Show what changed between two versions of the workflow ID, and which open executions run an old one."""
+    found = invocation.call(lambda engine: engine.diff_workflow(workflow_id, from_version, to_version))
+    print_answer(found, invocation.output, lambda: _print_diff(cast("Mapping[str, object]", found)))
+
+
+@workflow.command()
+@click.argument("workflow_id", metavar="ID")
+@click.option("--format", "graph_format", type=click.Choice(["text", "mermaid"]), default="text", show_default=True)
+@click.option("--execution", "execution_id", metavar="ID", help="Show where the steps of this execution stand.")
+@click.option("--version", type=int, help="An older version instead of the newest.")
+@output_option
+@click.pass_obj
+def graph(
+    invocation: Invocation, workflow_id: str, graph_format: str, execution_id: str | None, version: int | None
+) -> None:
+    """Draw the steps of the workflow ID, in the order in which they run."""
+    drawn = invocation.call(lambda engine: engine.workflow_graph(workflow_id, graph_format, execution_id, version))
+    answer = {"workflow_id": workflow_id, "format": graph_format, "graph": drawn}
+    print_answer(answer, invocation.output, lambda: click.echo(drawn))
+
+
+@workflow.command()
 @click.argument("file", metavar="FILE")
 @output_option
 @click.pass_context
@@ -196,6 +226,39 @@ async def _check(engine: WorkflowEngine, definition: JsonObject) -> None:
         )
     for issue in report["issues"]:
         note(issue_line(cast("Mapping[str, object]", issue)))
+
+
+def _print_diff(found: Mapping[str, object]) -> None:
+    click.echo(f"{found['workflow_id']}: version {found['from_version']} to {found['to_version']}")
+    changes = cast("list[Mapping[str, object]]", found["changes"])
+    if changes:
+        print_table(
+            ["CHANGE", "PATH", "VALUE"],
+            [[str(change["kind"]), str(change["path"]), _change_text(change)] for change in changes],
+        )
+    else:
+        click.echo("nothing changed")
+    pinned = part(found, "pinned")
+    executions = cast("list[Mapping[str, object]]", pinned.get("executions") or [])
+    if executions:
+        click.echo()
+        print_table(
+            ["OPEN EXECUTION", "VERSION", "STATUS"],
+            [[shown(item.get(key)) for key in ("execution_id", "version", "status")] for item in executions],
+        )
+    if pinned.get("more"):
+        note("more open executions may run an older version")
+
+
+def _change_text(change: Mapping[str, object]) -> str:
+    before, after = (json.dumps(change[key], ensure_ascii=False) for key in ("before", "after"))
+    match change["kind"]:
+        case "added":
+            return after
+        case "removed":
+            return before
+        case _:
+            return f"{before} -> {after}"
 
 
 def _print_workflow(found: Mapping[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from engine.domain.decisions import Admission, TooLargeToDecideError, admit, handed_path
 from engine.domain.execution import Event, StepRecord, StepStatus, micros
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from engine.domain.call_records import RunFacts
     from engine.domain.json import JsonObject
     from engine.domain.plan import PlanStep
-    from engine.domain.plan_values import PlanValues, StepState
+    from engine.domain.plan_values import PlanValues
+    from engine.domain.step_state import StepState
 
-__all__ = ["Admissions", "TooLargeToDecideError"]
+__all__ = ["Admissions", "TooLargeToDecideError", "handoff_event"]
+
+MAX_TOLD_HANDOFFS: Final = 200
+"""As many of the handoffs to one step are told of; a step that more lead to says how many are left out."""
 
 
 class Admissions:
@@ -86,22 +90,27 @@ class Admissions:
         return self._events[step.id]
 
     def _handoff_events(self, step: PlanStep, admission: Admission, now: datetime) -> list[Event]:
-        return [
-            Event.at_instant(
-                "handoff.taken" if decision.is_taken else "handoff.refused",
+        told = [
+            handoff_event(
                 now,
                 f"{call_address(step.id, None, 1)}:{index:03d}:{decision.edge.handoff_id}",
                 step.id,
+                is_taken=decision.is_taken,
                 handoff_id=decision.edge.handoff_id,
                 source_step=decision.edge.source_step,
-                target_step=step.id,
                 source_agent_id=decision.edge.source_agent_id,
                 target_agent_id=decision.edge.target_agent_id,
                 reason=decision.reason,
                 values=decision.values,
             )
-            for index, decision in enumerate(admission.handoffs)
+            for index, decision in enumerate(admission.handoffs[:MAX_TOLD_HANDOFFS])
         ]
+        left_out = len(admission.handoffs) - len(told)
+        if left_out:
+            last = told[-1]
+            reason = f"{last.data['reason']} (and {left_out} more handoffs to this step, not listed)"
+            told[-1] = last.model_copy(update={"data": {**last.data, "reason": reason}})
+        return told
 
     def skipped_record(self, step: PlanStep, admission: Admission, now: datetime) -> StepRecord:
         """Return the record of a step that is not run, with what that rested on."""
@@ -122,11 +131,27 @@ class Admissions:
             n=n,
             token=micros(now),
             status=StepStatus.SKIPPED,
-            agent_id=step.agents[0],
+            kind=step.type,
+            agent_id=step.agents[0] if step.agents else None,
             reason=admission.refused_by,
             completed_at=now,
             events=[*self.events(step, now), skipped],
         )
+
+
+def handoff_event(
+    at: datetime, address: str, target_step: str, *, is_taken: bool, values: JsonObject, **facts: str
+) -> Event:
+    """Return the line that tells of a decided handoff; ``facts`` are its other data."""
+    return Event.at_instant(
+        "handoff.taken" if is_taken else "handoff.refused",
+        at,
+        address,
+        target_step,
+        target_step=target_step,
+        values=values,
+        **facts,
+    )
 
 
 _ADMITTED = Admission()

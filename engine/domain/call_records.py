@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from engine.domain.execution import Event, StepRecord, StepStatus, ToolCall, Usage, micros
+from engine.domain.execution import (
+    BudgetLimits,
+    Event,
+    ExecutionWarning,
+    StepKind,
+    StepRecord,
+    StepStatus,
+    Value,
+    micros,
+)
 from engine.domain.ids import call_address
-from engine.domain.json import JsonObject, JsonValue
 
 if TYPE_CHECKING:
+    from engine.domain.actions import CallFailure
+    from engine.domain.json import JsonValue
     from engine.domain.messages import StepOutcome
     from engine.domain.plan import ExecutionPlan
-    from engine.domain.plan_values import StepState
+    from engine.domain.step_state import Unit
 
-__all__ = ["CallFailure", "CallRecords", "RunFacts"]
+__all__ = ["CallRecords", "RunFacts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +43,14 @@ class RunFacts:
     tags: list[str] = field(default_factory=list[str])
     was_reset: bool = False
     """An operator made this run out of the beginning of another, whose start it shares."""
+    budget: BudgetLimits | None = None
+    """What the execution was started with, which narrows the definition's."""
+    depth: int = 0
+    """How many executions this one is a child of."""
 
     def owned_since(self, now: datetime) -> datetime:
         """The ``run_started_at`` of what this run writes ``now``: a later run's is greater, a reset one's as well."""
         return now if self.was_reset else self.run_started_at
-
-
-@dataclass(frozen=True, slots=True)
-class CallFailure:
-    """How a scheduled call ended without an outcome."""
-
-    kind: Literal["agent", "timeout", "lost", "cancelled", "input", "store"]
-    """``lost``: by a heartbeat timeout, a worker's shutdown or a store that kept the agent from being called.
-    ``store``: the agent answered, and its output could not be kept."""
-    reason: str
-    message: str
-    attempts: int
-    usage: Usage = field(default_factory=Usage)
-    details: JsonObject = field(default_factory=dict[str, JsonValue])
-    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
 
 
 class CallRecords:
@@ -67,72 +66,116 @@ class CallRecords:
         self._plan = plan
 
     def of_failure(
-        self,
-        step_id: str,
-        state: StepState,
-        failure: CallFailure,
-        now: datetime,
-        event_type: str,
-        before: list[Event],
+        self, unit: Unit, failure: CallFailure, now: datetime, event_type: str, before: list[Event]
     ) -> StepRecord:
         """Return the record of a call that failed or was cancelled; ``before`` are events that come first in it."""
-        ended = Event.at_instant(
-            event_type,
-            now,
-            call_address(step_id, None, state.n),
-            step_id,
-            agent_id=state.agent_id,
-            reason=failure.reason,
-            message=failure.message,
+        state = unit.state
+        ended = self._event(
+            unit, event_type, now, agent_id=state.agent_id, reason=failure.reason, message=failure.message
         )
+        record = self._record(unit, now)
+        return record.model_copy(
+            update={
+                "attempts": failure.attempts,
+                "prior_attempts": max(state.attempts - failure.attempts, 0),
+                "error": state.error,
+                "reason": failure.reason,
+                "usage": failure.usage,
+                "tool_calls": failure.tool_calls,
+                "events": [*before, ended],
+            }
+        )
+
+    def of_outcome(self, unit: Unit, outcome: StepOutcome) -> StepRecord:
+        """Return the record of a call that succeeded and could not store it."""
+        state = unit.state
+        completed = self._event(unit, "step.completed", outcome.completed_at, agent_id=state.agent_id)
+        return self._record(unit, outcome.completed_at).model_copy(
+            update={
+                "token": outcome.token,
+                "status": StepStatus.COMPLETED,
+                "attempts": outcome.attempts,
+                "prior_attempts": max(state.attempts - outcome.attempts, 0),
+                "output": outcome.output,
+                "started_at": outcome.started_at,
+                "usage": outcome.usage,
+                "events": [completed],
+                "warnings": outcome.warnings,
+                "handed": outcome.handed,
+            }
+        )
+
+    def of_value(
+        self,
+        unit: Unit,
+        now: datetime,
+        output: Value | None,
+        *,
+        before: list[Event] | None = None,
+        warnings: list[ExecutionWarning] | None = None,
+        child_execution_id: str | None = None,
+    ) -> StepRecord:
+        """Return the record of a step that the run itself has completed."""
+        completed = self._event(unit, "step.completed", now)
+        return self._record(unit, now).model_copy(
+            update={
+                "status": StepStatus.COMPLETED,
+                "output": output,
+                "events": [*(before or []), completed],
+                "warnings": warnings or [],
+                "child_execution_id": child_execution_id,
+            }
+        )
+
+    def of_supply(self, unit: Unit, now: datetime, output: Value, by: str | None) -> StepRecord:
+        """Return the record of a step that an operator has skipped."""
+        skipped = self._event(
+            unit, "step.skipped", now, because="operator", reason=f"skipped by {by or 'an operator'}", values={}
+        )
+        return self._record(unit, now).model_copy(
+            update={"status": StepStatus.SKIPPED, "reason": "operator", "output": output, "events": [skipped]}
+        )
+
+    def of_waiting(self, unit: Unit, now: datetime, before: list[Event]) -> StepRecord:
+        """Return the record of a step that has begun to wait."""
+        started = self._event(unit, "step.started", now)
+        return self._record(unit, now).model_copy(
+            update={"status": StepStatus.WAITING, "completed_at": None, "events": [*before, started]}
+        )
+
+    def blank(self, unit: Unit) -> StepRecord:
+        """Return what a step's record is known to hold before its value is computed."""
+        return self._record(unit, unit.state.started_at or self._facts.started_at).model_copy(
+            update={"status": StepStatus.COMPLETED, "completed_at": None}
+        )
+
+    def _record(self, unit: Unit, now: datetime) -> StepRecord:
+        state = unit.state
         return StepRecord(
             execution_id=self._facts.execution_id,
             run_id=self._facts.run_id,
-            step_id=step_id,
+            step_id=unit.step_id,
+            item=unit.item,
             n=state.n,
             token=micros(now),
             status=state.status,
+            kind=_kind(unit),
             agent_id=state.agent_id,
-            agent_version=self._agent_version(state),
-            attempts=failure.attempts,
-            prior_attempts=max(state.attempts - failure.attempts, 0),
-            error=state.error,
-            reason=failure.reason,
+            agent_version=self._plan.agents[state.agent_id].version if state.agent_id else None,
+            iteration=state.iteration,
             started_at=state.started_at,
             completed_at=now,
-            usage=failure.usage,
-            tool_calls=failure.tool_calls,
-            events=[*before, ended],
         )
 
-    def of_outcome(self, step_id: str, state: StepState, outcome: StepOutcome) -> StepRecord:
-        """Return the record of a call that succeeded and could not store it."""
-        completed = Event.at_instant(
-            "step.completed",
-            outcome.completed_at,
-            call_address(step_id, None, state.n),
-            step_id,
-            agent_id=state.agent_id,
-        )
-        return StepRecord(
-            execution_id=self._facts.execution_id,
-            run_id=self._facts.run_id,
-            step_id=step_id,
-            n=state.n,
-            token=outcome.token,
-            status=StepStatus.COMPLETED,
-            agent_id=state.agent_id,
-            agent_version=self._agent_version(state),
-            attempts=outcome.attempts,
-            prior_attempts=state.attempts - outcome.attempts,
-            output=outcome.output,
-            started_at=outcome.started_at,
-            completed_at=outcome.completed_at,
-            usage=outcome.usage,
-            events=[completed],
-            warnings=outcome.warnings,
-            handed=outcome.handed,
+    def _event(self, unit: Unit, event_type: str, at: datetime, **data: JsonValue) -> Event:
+        if unit.item is not None:
+            data = {**data, "item": unit.item}
+        return Event.at_instant(
+            event_type, at, call_address(unit.step_id, unit.item, unit.state.n), unit.step_id, **data
         )
 
-    def _agent_version(self, state: StepState) -> int | None:
-        return self._plan.agents[state.agent_id].version if state.agent_id else None
+
+def _kind(unit: Unit) -> StepKind:
+    if unit.step.foreach is not None and unit.item is None:
+        return "foreach"
+    return unit.step.type

@@ -13,16 +13,33 @@ from typing import TYPE_CHECKING, Final, Literal
 from engine.domain.conditions import Condition, Trigger, parse_condition, parse_trigger
 from engine.domain.execution import StepStatus
 from engine.domain.expressions import MISSING, Missing, Path, json_size, render_path
-from engine.domain.operands import OperandScope, Unavailable
+from engine.domain.operands import Located, OperandScope, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from engine.domain.execution import Value
+    from engine.domain.expressions import Scope
     from engine.domain.json import JsonObject, JsonValue
+    from engine.domain.operands import ValueSource
     from engine.domain.plan import PlanEdge, PlanStep
-    from engine.domain.plan_values import PlanValues, StepState
+    from engine.domain.plan_values import PlanValues
+    from engine.domain.step_state import StepState
 
-__all__ = ["Admission", "HandoffDecision", "TooLargeToDecideError", "admit", "handed_path"]
+__all__ = [
+    "Admission",
+    "Firing",
+    "HandoffDecision",
+    "HandoffScope",
+    "ReplyScope",
+    "TooLargeToDecideError",
+    "admit",
+    "events_of",
+    "fire",
+    "fire_escalation",
+    "handed_path",
+    "holds",
+]
 
 MAX_SHOWN_BYTES: Final = 1024
 """A value in an event is cut to it."""
@@ -41,9 +58,10 @@ class TooLargeToDecideError(Exception):
         self.path = path
 
     def __str__(self) -> str:
+        advice = "pass" if self.path.root == "input" else "let the agent reply with"
         return (
-            f"Whether the step runs depends on {self.path.text}, which is too large to decide by (over 16 KiB); "
-            "let the agent reply with a smaller value"
+            f"What the step does depends on {self.path.text}, which is too large to decide by (over 16 KiB); "
+            f"{advice} a smaller value"
         )
 
 
@@ -57,6 +75,15 @@ class HandoffDecision:
     """In words, for people."""
     values: JsonObject = field(default_factory=dict[str, "JsonValue"])
     """What its conditions read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """Whether a trigger fired, in words, and what its conditions read."""
+
+    has_fired: bool
+    reason: str
+    values: JsonObject = field(default_factory=dict[str, "JsonValue"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +127,10 @@ def admit(step: PlanStep, states: Mapping[str, StepState], values: PlanValues) -
         reason = f"no handoff from step {first.edge.source_step} was taken: {first.reason}"
         return Admission("handoff", reason, first.values, decisions)
     if step.when is not None:
-        condition = _condition(step.when)
-        if not _holds(condition, values, None):
-            return Admission("when", f"{step.when} does not hold", _shown(condition.paths, values, None), decisions)
+        scope = OperandScope(values)
+        if not holds(step.when, scope):
+            shown = shown_values(_condition(step.when).paths, scope)
+            return Admission("when", f"{step.when} does not hold", shown, decisions)
     return Admission(handoffs=decisions)
 
 
@@ -118,52 +146,111 @@ def _join_refusal(step: PlanStep, states: Mapping[str, StepState]) -> tuple[str,
 
 
 def _decide(edge: PlanEdge, source: StepState, values: PlanValues) -> HandoffDecision:
-    trigger = _trigger(tuple(edge.trigger_conditions))
+    ended = f"step {edge.source_step} ended as {source.status}"
+    firing = fire(edge.trigger_conditions, events_of(source), ended, HandoffScope(values, edge.source_step))
+    return HandoffDecision(edge, firing.has_fired, firing.reason, firing.values)
+
+
+def fire(conditions: list[str], happened: tuple[str, ...], ended: str, scope: Scope) -> Firing:
+    """Decide whether a trigger fires.
+
+    Args:
+        conditions: events and conditions of a handoff; no event means ``completion``.
+        happened: the events of the source.
+        ended: how the source ended, in words.
+        scope: what the conditions read.
+
+    Raises:
+        TooLargeToDecideError: a condition reads a value that is not in memory.
+    """
+    trigger = _trigger(tuple(conditions))
     events = trigger.events or ("completion",)
-    if not any(event in events for event in _events_of(source)):
-        return HandoffDecision(
-            edge,
-            is_taken=False,
-            reason=f"step {edge.source_step} ended as {source.status}, not by {' or '.join(events)}",
-        )
+    if not any(event in events for event in happened):
+        return Firing(has_fired=False, reason=f"{ended}, not by {' or '.join(events)}")
     paths = tuple(path for condition in trigger.conditions for path in condition.paths)
-    shown = _shown(paths, values, edge.source_step)
+    shown = shown_values(paths, scope)
     for condition in trigger.conditions:
-        if not _holds(condition, values, edge.source_step):
-            return HandoffDecision(edge, is_taken=False, reason=f"{condition.text} does not hold", values=shown)
-    return HandoffDecision(edge, is_taken=True, reason="its trigger fired", values=shown)
+        if not _evaluate(condition, scope):
+            return Firing(has_fired=False, reason=f"{condition.text} does not hold", values=shown)
+    return Firing(has_fired=True, reason="its trigger fired", values=shown)
 
 
-def _events_of(source: StepState) -> tuple[str, ...]:
-    if source.status is StepStatus.COMPLETED:
+def fire_escalation(conditions: list[str], happened: tuple[str, ...], ended: str, scope: Scope) -> Firing:
+    """Decide whether an escalation fires: like ``fire``, but no event, or ``completion`` alone, means ``failure``."""
+    trigger = _trigger(tuple(conditions))
+    listened = [event for event in trigger.events if event != "completion"] or ["failure"]
+    texts = [*listened, *(condition.text for condition in trigger.conditions)]
+    return fire(texts, happened, ended, scope)
+
+
+def events_of(source: StepState) -> tuple[str, ...]:
+    """Return what a handoff can listen to in how a step ended."""
+    if source.status is StepStatus.COMPLETED or source.is_supplied:
         return ("completion",)
     is_timeout = source.error is not None and source.error.details.get("reason") == TIMEOUT
     return ("failure", TIMEOUT) if is_timeout else ("failure",)
 
 
-def _holds(condition: Condition, values: PlanValues, source_step: str | None) -> bool:
-    scope = _HandoffScope(values, source_step)
+def holds(text: str, scope: Scope) -> bool:
+    """Evaluate a condition.
+
+    Raises:
+        TooLargeToDecideError: it reads a value that is not in memory.
+    """
+    return _evaluate(_condition(text), scope)
+
+
+def _evaluate(condition: Condition, scope: Scope) -> bool:
+    watched = _Watched(scope)
     try:
-        return condition.evaluate(scope)
+        return condition.evaluate(watched)
     except Unavailable:
-        raise TooLargeToDecideError(scope.last or condition.paths[0]) from None
+        raise TooLargeToDecideError(watched.last or condition.paths[0]) from None
 
 
-class _HandoffScope:
-    """The run's values, with ``source_output`` as what a step has handed over."""
+class _Watched:
+    """A scope that remembers what was asked for last."""
 
-    def __init__(self, values: PlanValues, source_step: str | None) -> None:
-        self._scope = OperandScope(values)
-        self._source_step = source_step
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
         self.last: Path | None = None
 
     def lookup(self, path: Path) -> JsonValue | Missing:
         self.last = path
-        if path.root != "source_output":
-            return self._scope.lookup(path)
-        if self._source_step is None:
+        return self._scope.lookup(path)
+
+
+class HandoffScope:
+    """The run's values, with ``source_output`` as what a step has handed over, and nothing of ``steps``.
+
+    A handoff belongs to agents: the steps of one workflow are not its to read, and may not be over.
+    """
+
+    def __init__(self, values: PlanValues, source_step: str) -> None:
+        self._scope = OperandScope(values)
+        self._source_step = source_step
+
+    def lookup(self, path: Path) -> JsonValue | Missing:
+        """The value at ``path``."""
+        if path.root == "steps":
             return MISSING
-        return self._scope.lookup(handed_path(self._source_step, path.segments))
+        if path.root == "source_output":
+            path = handed_path(self._source_step, path.segments)
+        return self._scope.lookup(path)
+
+
+class ReplyScope:
+    """A unit's values, with ``output`` as its reply overlaid by its mapped output."""
+
+    def __init__(self, values: ValueSource, reply: Value) -> None:
+        self._scope = OperandScope(values)
+        self._reply = reply
+
+    def lookup(self, path: Path) -> JsonValue | Missing:
+        """The value at ``path``."""
+        if path.root != "output":
+            return self._scope.lookup(path)
+        return Located(self._reply, path.segments, "source_output", None).read()
 
 
 def handed_path(source_step: str, segments: tuple[str | int, ...]) -> Path:
@@ -172,8 +259,8 @@ def handed_path(source_step: str, segments: tuple[str | int, ...]) -> Path:
     return Path(text=render_path("steps", own), root="steps", segments=own)
 
 
-def _shown(paths: Iterable[Path], values: PlanValues, source_step: str | None) -> JsonObject:
-    scope = _HandoffScope(values, source_step)
+def shown_values(paths: Iterable[Path], scope: Scope) -> JsonObject:
+    """Return what conditions have read, cut to a size for an event."""
     shown: JsonObject = {}
     room_bytes = MAX_SHOWN_TOTAL_BYTES
     for path in paths:

@@ -126,6 +126,8 @@ class ArtifactRef(_Record):
     """Path (``output.plan.title``, ``input[0]``) to the value there, each at most 16 KiB."""
     absent: list[str] = Field(default_factory=list[str])
     """Paths at which nothing is, so that what is not declared is known to be large."""
+    lengths: dict[str, int] = Field(default_factory=dict[str, int])
+    """Of the lists at paths that are not declared because of their size."""
 
 
 class Value(_Record):

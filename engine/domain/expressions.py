@@ -62,11 +62,12 @@ __all__ = [
 ]
 
 INPUT_ROOTS: Final = ("input", "steps", "execution", "context")
-"""What an input mapping reads; a ``foreach`` adds ``item``, ``index`` and its own name."""
+"""What an input mapping reads; a ``foreach`` adds ``item``, ``index`` and its own name, a ``repeat_until``
+``iteration``."""
 OUTPUT_ROOTS: Final = ("output", "input", "steps", "execution")
 """What an output mapping and ``repeat_until`` read."""
-HANDOFF_ROOTS: Final = ("source_output", "input", "steps", "execution")
-"""What a handoff's trigger reads."""
+HANDOFF_ROOTS: Final = ("source_output", "input", "execution")
+"""What a handoff's trigger reads; it belongs to agents, so not the steps of one workflow."""
 
 MAX_TEMPLATE_CHARS: Final = 65_536
 """Longest string that holds a ``${``; a string without one may have any length."""

@@ -36,9 +36,8 @@ class IssueCode(StrEnum):
     MISSING = "missing"
     """A required field is not there."""
     UNKNOWN_FIELD = "unknown_field"
-    """A key that nothing reads; as a warning, an input key that ``input_schema`` does not allow."""
-    UNSUPPORTED = "unsupported"
-    """A field or value of the format that this version does not run yet."""
+    """A key that nothing reads, here or in a step of this type; as a warning, an input key that ``input_schema`` does
+    not allow."""
     DUPLICATE_ID = "duplicate_id"
     """An id or a name that stands twice where it may stand once."""
     INVALID_ID = "invalid_id"
@@ -50,7 +49,7 @@ class IssueCode(StrEnum):
     INVALID_EXPRESSION = "invalid_expression"
     """An expression or a condition that can't be read, or that reads what is never there."""
     UNMAPPED_OUTPUT = "unmapped_output"
-    """A reference to a key that the step's ``output_mapping`` does not set."""
+    """A reference to a key that the step's output does not have."""
     INVALID_SCHEMA = "invalid_schema"
     """A JSON Schema that is none, or that refers to what it does not hold."""
     LIMIT_EXCEEDED = "limit_exceeded"
@@ -59,6 +58,8 @@ class IssueCode(StrEnum):
     """A value of the right type that can't be used."""
     AGENT_NOT_FOUND = "agent_not_found"
     """A warning: the agent is not registered yet; without it an execution is refused."""
+    WORKFLOW_NOT_FOUND = "workflow_not_found"
+    """A warning: the workflow that a step executes is not there yet; without it an execution is refused."""
 
 
 class Issue(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.domain.execution import LiveExecution, LiveStep, micros
+from engine.domain.execution import LiveExecution, LiveStep, StepStatus, micros
 
 if TYPE_CHECKING:
     from engine.domain.execution import ExecutionRecord, StepRecord
@@ -31,7 +31,15 @@ def live_execution(record: ExecutionRecord) -> LiveExecution:
 
 
 def live_step(record: StepRecord) -> LiveStep:
-    """The entry for a step's record, with the attempts of all its calls."""
+    """The entry for a step's record, with the attempts of all its calls; of an item's: that its step is at work."""
+    if record.item is not None:
+        return LiveStep(
+            step_id=record.step_id,
+            token=record.token,
+            status=StepStatus.RUNNING,
+            agent_id=record.agent_id,
+            started_at=record.started_at,
+        )
     return LiveStep(
         step_id=record.step_id,
         token=record.token,

@@ -16,6 +16,7 @@ from engine.domain.agent import PlanAgent
 from engine.domain.context import ContextScope
 from engine.domain.execution import (
     ArtifactRef,
+    BudgetLimits,
     Cancellation,
     ErrorPayload,
     Event,
@@ -28,13 +29,16 @@ from engine.domain.execution import (
     Usage,
     Value,
 )
+from engine.domain.gate import GateRecord
 from engine.domain.json import JsonObject, JsonValue
-from engine.domain.plan import ExecutionPlan
+from engine.domain.plan import ExecutionPlan, PlanStep
 
 __all__ = [
+    "ACTIVITY_COMPUTE_VALUE",
     "ACTIVITY_FINALIZE",
     "ACTIVITY_LOAD_PLAN",
     "ACTIVITY_RECORD_DECISIONS",
+    "ACTIVITY_RECORD_TRANSITION",
     "ACTIVITY_REQUEST_CANCEL",
     "CANCEL_SIGNAL",
     "MAX_CALL_INPUT_BYTES",
@@ -44,14 +48,22 @@ __all__ = [
     "MAX_SENT_DECISIONS_BYTES",
     "AgentCallInput",
     "CallInput",
+    "CarriedEnding",
+    "CarriedGate",
+    "CarriedItems",
     "CarriedState",
+    "CarriedUnit",
+    "ChildResult",
     "ClosingCall",
+    "CollectInput",
+    "ComputeInput",
     "FailureDetails",
     "FinalizeInput",
     "FinalizeResult",
     "LoadPlanInput",
     "LoadPlanResult",
     "OperandRef",
+    "ParentLink",
     "RecallInput",
     "RecordDecisionsInput",
     "RequestCancelInput",
@@ -64,6 +76,8 @@ __all__ = [
 ACTIVITY_LOAD_PLAN: Final = "baton.load_plan"
 ACTIVITY_FINALIZE: Final = "baton.finalize"
 ACTIVITY_RECORD_DECISIONS: Final = "baton.record_decisions"
+ACTIVITY_RECORD_TRANSITION: Final = "baton.record_transition"
+ACTIVITY_COMPUTE_VALUE: Final = "baton.compute_value"
 ACTIVITY_REQUEST_CANCEL: Final = "baton.request_cancel"
 CANCEL_SIGNAL: Final = "cancel"
 
@@ -83,13 +97,23 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class ParentLink(_Message):
+    """Of a child execution: whose step it is."""
+
+    execution_id: str
+    step_id: str
+    depth: int
+    """1 for the child of an execution that nobody's step started."""
+
+
 class StartEnvelope(_Message):
     """Second argument of the workflow when Baton starts it; absent when Temporal alone does."""
 
     interpreter_version: int
     plan: ExecutionPlan | None = None
     plan_hash: str
-    """Always set; the plan lies in the ExecutionStore under it when ``plan`` is absent."""
+    """The plan lies in the ExecutionStore under it when ``plan`` is absent; empty for a child, whose plan is
+    compiled when it begins."""
     input_ref: ArtifactRef | None = None
     """The input when it is too large for history; the first argument is then null."""
     options: ExecutionOptions = Field(default_factory=ExecutionOptions)
@@ -98,10 +122,16 @@ class StartEnvelope(_Message):
     """Names that are registered in the namespace and may be upserted."""
     carried: CarriedState | None = None
     """Set on a run that continues another as new."""
+    reused: list[SettledStep] = Field(default_factory=list["SettledStep"])
+    """Steps of a rerun that keep their recorded outcome."""
+    parent: ParentLink | None = None
+    """Set on a child."""
+    version: int | None = None
+    """Of the definition; set on a child."""
 
 
 class SettledStep(_Message):
-    """A completed step, as the next run of a continued execution needs it."""
+    """A step that is over, as the next run of a continued execution needs it."""
 
     step_id: str
     run_id: str
@@ -112,12 +142,79 @@ class SettledStep(_Message):
     in_record: bool = False
     status: StepStatus = StepStatus.COMPLETED
     """``failed``: and the execution went on."""
+    is_supplied: bool = False
+    """Skipped by an operator who gave its output."""
     error: ErrorPayload | None = None
     handed: Value | None = None
     declared: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     """What later conditions read of an output that is in the record, by path (``output.kind``)."""
     absent: list[str] = Field(default_factory=list[str])
     """Paths that they read, and where nothing is."""
+    lengths: dict[str, int] = Field(default_factory=dict[str, int])
+    """Of lists in an output that is in the record, by path."""
+    hands_over: bool = True
+    """Whether it is over only now for handoffs that add steps; False for a step of a rerun that was reused."""
+
+
+class CarriedUnit(_Message):
+    """A step, or an item of one, that has begun and waits: for its next call, an answer or an instant."""
+
+    step_id: str
+    item: int | None = None
+    n: int
+    run_id: str = ""
+    choice: int = 0
+    iteration: int = 1
+    attempts: int = 0
+    started_at: datetime | None = None
+    output: Value | None = None
+    output_n: int = 0
+    in_record: bool = False
+    error: ErrorPayload | None = None
+    waits_for: Literal["call", "gate", "instant"] = "call"
+    due_at: datetime | None = None
+    """The instant that it waits for."""
+
+
+class CarriedItems(_Message):
+    """How far a step has come that is run over a list."""
+
+    step_id: str
+    n: int
+    count: int
+    tolerated: int
+    next: int
+    again: list[int] = Field(default_factory=list[int])
+    completed: list[tuple[int, int]] = Field(default_factory=list[tuple[int, int]])
+    """First and last item of each stretch; their outputs are in the record."""
+    failed: dict[int, int] = Field(default_factory=dict[int, int])
+    calls: dict[int, int] = Field(default_factory=dict[int, int])
+    error: ErrorPayload | None = None
+    attempts: int = 0
+    started_at: datetime | None = None
+
+
+class CarriedGate(_Message):
+    """A gate that was opened."""
+
+    record: GateRecord
+    item: int | None = None
+    n: int = 1
+    escalated: bool = False
+    """Whether it is the second gate of a step, after the first expired."""
+
+
+class CarriedEnding(_Message):
+    """An end that is decided, with what clean-up has still to do."""
+
+    status: ExecutionStatus
+    error: ErrorPayload | None = None
+    cancel: Cancellation | None = None
+    cleanup_started_at: datetime | None = None
+    compensations: list[str] = Field(default_factory=list[str])
+    """Steps still to be undone, in that order."""
+    failed: ErrorPayload | None = None
+    """Of the first ``finally`` step that failed."""
 
 
 class CarriedState(_Message):
@@ -129,6 +226,23 @@ class CarriedState(_Message):
     decided: list[StepRecord] = Field(default_factory=list[StepRecord])
     usage: Usage = Field(default_factory=Usage)
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
+    added: list[PlanStep] = Field(default_factory=list[PlanStep])
+    """Steps that handoffs have added."""
+    queued: list[PlanStep] = Field(default_factory=list[PlanStep])
+    """Steps that handoffs add once another has ended (``sequential``)."""
+    queued_after: dict[str, list[str]] = Field(default_factory=dict[str, list[str]])
+    """Step to the ids of those that begin one after another once it is over."""
+    units: list[CarriedUnit] = Field(default_factory=list[CarriedUnit])
+    items: list[CarriedItems] = Field(default_factory=list[CarriedItems])
+    gates: list[CarriedGate] = Field(default_factory=list[CarriedGate])
+    """Open ones, and the answered ones, whose second answers are refused."""
+    paused: bool = False
+    calls: int = 0
+    """Agents' attempts so far."""
+    grants: BudgetLimits | None = None
+    """What operators have added to the budget."""
+    breaches: int = 0
+    ending: CarriedEnding | None = None
 
 
 class LoadPlanInput(_Message):
@@ -142,6 +256,11 @@ class LoadPlanInput(_Message):
     definition_id: str
     plan_hash: str | None = None
     input: JsonValue = None
+    version: int | None = None
+    parent: ParentLink | None = None
+    options: ExecutionOptions | None = None
+    input_ref: ArtifactRef | None = None
+    """The input of a child, when it is large."""
 
 
 class LoadPlanResult(_Message):
@@ -160,7 +279,10 @@ class OperandRef(_Message):
     inline: JsonValue = None
     artifact_id: str | None = None
     step_id: str | None = None
-    """The step whose recorded output holds it; its record's address has ``run_id`` and ``n``."""
+    """The step whose recorded output holds it; its record's address has ``run_id``, ``item`` and ``n``."""
+    item: int | None = None
+    handed: bool = False
+    """It is what the step has handed over."""
     n: int = 1
     run_id: str | None = None
     execution_input: bool = False
@@ -214,6 +336,7 @@ class AgentCallInput(_Message):
     step_id: str
     step_name: str
     item: int | None = None
+    iteration: int = 1
     n: int = 1
     agent: PlanAgent
     input: CallInput
@@ -283,6 +406,39 @@ class FailureDetails(_Message):
     """As many of the latest as fit into 16 KiB."""
 
 
+class CollectInput(_Message):
+    """Ask for the outputs of a step's items, as a list in item order with null where there is none."""
+
+    count: int
+    completed: list[tuple[int, int]]
+    """First and last item of each stretch of items that have an output."""
+
+
+class ComputeInput(_Message):
+    """Input of ``compute_value``: make a value too large for history, and record the step that it is the output of."""
+
+    execution_id: str
+    run_started_at: datetime
+    record: StepRecord
+    """Of the step, without its output, its end and its token."""
+    input: CallInput | None = None
+    collect: CollectInput | None = None
+    declared: list[str] = Field(default_factory=list[str])
+    handed: list[str] = Field(default_factory=list[str])
+    decided: list[StepRecord] = Field(default_factory=list[StepRecord])
+    is_child_input: bool = False
+    """Only the value is wanted, as a child's input; nothing is recorded."""
+
+
+class ChildResult(_Message):
+    """What a child returns to its parent."""
+
+    output: Value = Field(default_factory=Value)
+    usage: Usage = Field(default_factory=Usage)
+    calls: int = 0
+    """Agents' attempts."""
+
+
 class RecordDecisionsInput(_Message):
     """Store decisions that would be too large to carry on."""
 
@@ -321,7 +477,9 @@ class FinalizeInput(_Message):
     decided: list[StepRecord] = Field(default_factory=list[StepRecord])
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
     step_ids: list[str] = Field(default_factory=list[str])
-    """The plan's steps, so that live state can be made anew."""
+    """The plan's steps and those that the run has added, so that live state can be made anew."""
+    events: list[Event] = Field(default_factory=list[Event])
+    """Of the execution, before its end, that were not told yet."""
 
 
 class FinalizeResult(_Message):

@@ -67,7 +67,7 @@ class ValueSource(Protocol):
 class Located:
     """A value that a path starts in: in memory, in an artifact, or only in a record."""
 
-    __slots__ = ("known", "root", "segments", "stored", "value")
+    __slots__ = ("known", "lengths", "root", "segments", "stored", "value")
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class Located:
         root: str,
         stored: OperandRef | None,
         known: Mapping[str, JsonValue | Missing] | None = None,
+        lengths: Mapping[str, int] | None = None,
     ) -> None:
         self.value = value
         """None when it is only in the record."""
@@ -86,6 +87,8 @@ class Located:
         """Where the record holds it."""
         self.known = known or {}
         """What is at declared paths of a value that is only in the record."""
+        self.lengths = lengths or {}
+        """Of the lists at such paths."""
 
     def read(self) -> JsonValue | Missing:
         """The value at the path. Raises ``Unavailable`` when it is not in memory."""
@@ -99,6 +102,16 @@ class Located:
         if key not in declared:
             raise Unavailable
         return declared[key]
+
+    def read_length(self) -> int | None:
+        """The length of the list at the path; None when something else is there. Raises ``Unavailable``."""
+        ref = None if self.value is None else self.value.ref
+        lengths = self.lengths if ref is None else ref.lengths
+        length = lengths.get(render_path(self.root, self.segments))
+        if length is not None:
+            return length
+        found = self.read()
+        return len(found) if isinstance(found, list) else None
 
     @property
     def is_stored(self) -> bool:
@@ -191,6 +204,7 @@ def declare(value: JsonValue, paths: list[str], artifact: tuple[str, int]) -> Ar
     """Make the reference to a stored value, with what lies at the declared paths, as far as it is small."""
     declared: dict[str, JsonValue] = {}
     absent: list[str] = []
+    lengths: dict[str, int] = {}
     room = _MAX_DECLARED_TOTAL_BYTES
     for text in paths:
         found = walk(value, parse_path(text).segments)
@@ -201,5 +215,9 @@ def declare(value: JsonValue, paths: list[str], artifact: tuple[str, int]) -> Ar
         if size <= min(MAX_DECLARED_BYTES, room):
             declared[text] = found
             room -= size
+        elif isinstance(found, list):
+            lengths[text] = len(found)
     artifact_id, size_bytes = artifact
-    return ArtifactRef(artifact_id=artifact_id, size_bytes=size_bytes, declared=declared, absent=absent)
+    return ArtifactRef(
+        artifact_id=artifact_id, size_bytes=size_bytes, declared=declared, absent=absent, lengths=lengths
+    )

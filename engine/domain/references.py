@@ -6,38 +6,27 @@ strings is meant. Nothing here is quadratic or recursive in the number of steps.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from engine.domain.conditions import parse_condition
 from engine.domain.expressions import INPUT_ROOTS, OUTPUT_ROOTS, ExpressionError, Path, compile_template
 from engine.domain.issues import IssueCode, IssueList, Location
 from engine.domain.json_schema import closed_properties
+from engine.domain.reads import MAX_SHOWN, Fault, Readable, Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from engine.domain.json import JsonObject, JsonValue
 
-__all__ = ["EXECUTION_FIELDS", "check_references"]
+__all__ = ["check_references"]
 
-EXECUTION_FIELDS: Final = ("id", "workflow_id", "version", "tags", "started_at")
-"""What ``${execution.<field>}`` can read."""
 RESULT_ROOTS: Final = ("input", "steps", "execution")
-"""What the definition's own ``output_mapping`` reads."""
+"""What everything else reads: ``when``, ``transform``, ``recall``, the definition's own ``output_mapping``."""
 MAX_CYCLES: Final = 10
 """Most cycles reported at once."""
-MAX_SHOWN: Final = 10
-"""Most names in a list within a message."""
-
-
-class _Fault(NamedTuple):
-    code: IssueCode
-    message: str
-    word: object = None
-    """What was written, for "did you mean"."""
-    known: Collection[str] = ()
-    is_warning: bool = False
 
 
 def check_references(document: JsonObject, issues: IssueList) -> None:
@@ -54,37 +43,62 @@ class _References:
     def __init__(self, document: JsonObject, issues: IssueList) -> None:
         self._document = document
         self._issues = issues
-        self._input_keys = closed_properties(document.get("input_schema"))
-        steps = document.get("steps")
-        self._steps = [
-            (index, step)
-            for index, step in enumerate(steps if isinstance(steps, list) else [])
-            if isinstance(step, dict)
-        ]
+        self._steps = [(place, step, place[0] == "finally") for place, step in _steps(document)]
         self._by_id: dict[str, JsonObject] = {}
-        for _, step in self._steps:
+        self._final_ids: set[str] = set()
+        for _, step, is_final in self._steps:
             step_id = step.get("id")
-            if isinstance(step_id, str):
-                self._by_id.setdefault(step_id, step)
-        self._recalling = {str(step.get("id")) for _, step in self._steps if isinstance(step.get("context"), dict)}
+            if isinstance(step_id, str) and step_id not in self._by_id:
+                self._by_id[step_id] = step
+                if is_final:
+                    self._final_ids.add(step_id)
+        self._readable = Readable(
+            {step_id: step for step_id, step in self._by_id.items() if step_id not in self._final_ids},
+            {step_id: self._by_id[step_id] for step_id in self._by_id if step_id in self._final_ids},
+            closed_properties(document.get("input_schema")),
+        )
         self._edges: dict[str, dict[str, Location]] = {step_id: {} for step_id in self._by_id}
         """Step to what it waits for, with the place that says so first."""
 
     def check(self) -> None:
-        for index, step in self._steps:
+        for place, step, is_final in self._steps:
             step_id = step.get("id")
             # Of steps with one id only the first has edges: the others have to be renamed anyway.
             owner = step_id if isinstance(step_id, str) and self._by_id[step_id] is step else None
-            place: Location = ("steps", index)
-            self._check_dependencies(step.get("depends_on"), step_id, owner, (*place, "depends_on"))
-            for key, roots in (("input_mapping", INPUT_ROOTS), ("output_mapping", OUTPUT_ROOTS)):
-                self._check_mapping(step.get(key), roots, step_id, owner, (*place, key))
-            self._check_recall(step.get("context"), step_id, owner, (*place, "context"))
-            self._check_condition(step.get("when"), step_id, owner, (*place, "when"))
-        self._check_mapping(self._document.get("output_mapping"), RESULT_ROOTS, None, None, ("output_mapping",))
+            reader = Reader(step_id, owner, is_final, recalls=isinstance(step.get("context"), dict))
+            self._check_dependencies(step.get("depends_on"), reader, (*place, "depends_on"))
+            self._check_mappings(step, reader, place)
+            self._check_condition(step.get("when"), RESULT_ROOTS, reader, (*place, "when"))
+            self._check_parts(step, reader, place)
+        self._check_mapping(self._document.get("output_mapping"), RESULT_ROOTS, Reader(), ("output_mapping",))
         self._check_cycles()
 
-    def _check_dependencies(self, names: JsonValue, step_id: JsonValue, owner: str | None, place: Location) -> None:
+    def _check_mappings(self, step: JsonObject, reader: Reader, place: Location) -> None:
+        foreach, repeat = step.get("foreach"), step.get("repeat_until")
+        of_item = _item_roots(foreach)
+        of_turn = (*of_item, "iteration") if isinstance(repeat, dict) else of_item
+        turns = replace(reader, has_turns=isinstance(repeat, dict))
+        self._check_mapping(step.get("input_mapping"), (*INPUT_ROOTS, *of_turn), turns, (*place, "input_mapping"))
+        self._check_mapping(step.get("output_mapping"), (*OUTPUT_ROOTS, *of_turn), reader, (*place, "output_mapping"))
+        self._check_mapping(step.get("transform"), (*RESULT_ROOTS, *of_item), reader, (*place, "transform"))
+        if isinstance(foreach, dict):
+            self._check_values(foreach, ("items",), reader, (*place, "foreach"))
+        if isinstance(repeat, dict):
+            roots = (*OUTPUT_ROOTS, *of_item, "iteration")
+            self._check_condition(repeat.get("condition"), roots, reader, (*place, "repeat_until", "condition"))
+
+    def _check_parts(self, step: JsonObject, reader: Reader, place: Location) -> None:
+        for name, keys in (("context", ("recall",)), ("approval", ("question",)), ("wait", ("seconds", "until"))):
+            part = step.get(name)
+            if isinstance(part, dict):
+                self._check_values(part, keys, reader, (*place, name))
+        compensate = step.get("compensate")
+        if isinstance(compensate, dict):
+            undoing = replace(reader, owner=None, is_compensation=True, recalls=False)
+            mapping = compensate.get("input_mapping")
+            self._check_mapping(mapping, RESULT_ROOTS, undoing, (*place, "compensate", "input_mapping"))
+
+    def _check_dependencies(self, names: JsonValue, reader: Reader, place: Location) -> None:
         seen: set[str] = set()
         for index, name in enumerate(names if isinstance(names, list) else []):
             if not isinstance(name, str):
@@ -92,61 +106,60 @@ class _References:
             here = (*place, index)
             if name in seen:
                 self._issues.error(IssueCode.DUPLICATE_ID, here, f"{name} is named twice; remove one of them.")
-            elif name == step_id:
+            elif name == reader.step_id:
                 self._issues.error(IssueCode.CYCLE, here, f"The step waits for itself: {name} -> {name}; remove it.")
-            elif name not in self._by_id:
-                self._add(self._unknown_step(name), here)
-            elif owner is not None:
-                self._edges[owner].setdefault(name, here)
+            elif (fault := self._readable.dependency_fault(name, is_final=reader.is_final)) is not None:
+                self._add([fault], here)
+            elif reader.owner is not None:
+                self._edges[reader.owner].setdefault(name, here)
             seen.add(name)
 
-    def _check_mapping(
-        self, mapping: JsonValue, roots: Collection[str], step_id: JsonValue, owner: str | None, place: Location
-    ) -> None:
+    def _check_values(self, part: JsonObject, keys: tuple[str, ...], reader: Reader, place: Location) -> None:
+        """Check single values of a part of a step that are templates: texts, and lists that hold some."""
+        mapping: JsonObject = {
+            key: value for key, value in part.items() if key in keys and isinstance(value, (str, list))
+        }
+        self._check_mapping(mapping, RESULT_ROOTS, reader, place)
+
+    def _check_mapping(self, mapping: JsonValue, roots: Collection[str], reader: Reader, place: Location) -> None:
         if not isinstance(mapping, dict):
             return
         try:
             paths = compile_template(mapping, roots=roots).paths
         except ExpressionError as error:
-            paths, found = self._check_strings(mapping, roots, step_id, place)
+            paths, found = self._check_strings(mapping, roots, reader, place)
             # A limit of the mapping as a whole belongs to none of its strings.
             if not found or not error.text:
                 self._issues.error(IssueCode.LIMIT_EXCEEDED, place, f"{_sentence(error.message)}.")
         else:
-            if any(self._fault(path, step_id) for path in paths):
-                self._check_strings(mapping, roots, step_id, place)
-        if owner is not None:
-            self._add_edges(paths, owner, place)
+            if any(self._readable.fault(path, reader) for path in paths):
+                self._check_strings(mapping, roots, reader, place)
+        self._add_edges(paths, reader, place)
 
-    def _check_recall(self, context: JsonValue, step_id: JsonValue, owner: str | None, place: Location) -> None:
-        if isinstance(context, dict) and isinstance(context.get("recall"), str):
-            self._check_mapping({"recall": context["recall"]}, RESULT_ROOTS, step_id, owner, place)
-
-    def _check_condition(self, text: JsonValue, step_id: JsonValue, owner: str | None, place: Location) -> None:
+    def _check_condition(self, text: JsonValue, roots: Collection[str], reader: Reader, place: Location) -> None:
         if not isinstance(text, str):
             return
         try:
-            paths = parse_condition(text, roots=RESULT_ROOTS).paths
+            paths = parse_condition(text, roots=roots).paths
         except ExpressionError as error:
             message = f"{_sentence(error.message)} (at character {error.position + 1})"
             self._issues.error(IssueCode.INVALID_EXPRESSION, place, message)
             return
-        for path in paths:
-            fault = self._fault(path, step_id)
-            if fault is not None:
-                self._add(fault, place)
-        if owner is not None:
-            self._add_edges(paths, owner, place)
+        self._add(self._faults(paths, reader), place)
+        self._add_edges(paths, reader, place)
 
-    def _add_edges(self, paths: tuple[Path, ...], owner: str, place: Location) -> None:
-        edges = self._edges[owner]
+    def _add_edges(self, paths: tuple[Path, ...], reader: Reader, place: Location) -> None:
+        if reader.owner is None:
+            return
+        edges = self._edges[reader.owner]
         for path in paths:
-            if path.root == "steps" and path.segments and path.segments[0] in self._by_id:
-                edges.setdefault(str(path.segments[0]), place)
-        edges.pop(owner, None)
+            name = str(path.segments[0]) if path.root == "steps" and path.segments else None
+            # Main steps are over when finally steps begin: nothing waits across the two.
+            if name in self._by_id and (name in self._final_ids) is reader.is_final and name != reader.owner:
+                edges.setdefault(name, place)
 
     def _check_strings(
-        self, mapping: JsonObject, roots: Collection[str], step_id: JsonValue, place: Location
+        self, mapping: JsonObject, roots: Collection[str], reader: Reader, place: Location
     ) -> tuple[tuple[Path, ...], bool]:
         """Say which strings of a mapping are at fault; return the paths of the others, and whether one is."""
         found = False
@@ -160,72 +173,20 @@ class _References:
                 self._issues.error(IssueCode.INVALID_EXPRESSION, here, message)
                 continue
             readable.extend(paths)
-            for path in paths:
-                fault = self._fault(path, step_id)
-                if fault is not None:
-                    found = True
-                    self._add(fault, here)
+            faults = self._faults(paths, reader)
+            found = found or bool(faults)
+            self._add(faults, here)
         return tuple(readable), found
 
-    def _add(self, fault: _Fault, place: Location) -> None:
-        add = self._issues.warn if fault.is_warning else self._issues.error
-        add(fault.code, place, fault.message, self._issues.did_you_mean(fault.word, fault.known))
+    def _faults(self, paths: Iterable[Path], reader: Reader) -> list[Fault]:
+        """The faults of a text's paths; what two of them have in common is one fault."""
+        faults = (self._readable.fault(path, reader) for path in paths)
+        return list({fault.message: fault for fault in faults if fault is not None}.values())
 
-    def _fault(self, path: Path, step_id: JsonValue) -> _Fault | None:
-        first = path.segments[0] if path.segments else None
-        if path.root == "steps":
-            return self._step_fault(path, step_id)
-        if path.root == "context" and str(step_id) not in self._recalling:
-            return _Fault(
-                IssueCode.INVALID_EXPRESSION,
-                "Nothing is recalled for this step; give it context: {recall: ...}, or take the reference out.",
-            )
-        if path.root == "execution" and first is not None and first not in EXECUTION_FIELDS:
-            return _Fault(
-                IssueCode.INVALID_EXPRESSION,
-                f"An execution has no {first}; it has {', '.join(EXECUTION_FIELDS)}.",
-                first,
-                EXECUTION_FIELDS,
-            )
-        if path.root == "input" and first is not None and self._input_keys is not None:
-            if first in self._input_keys:
-                return None
-            return _Fault(
-                IssueCode.UNKNOWN_FIELD,
-                f"input_schema allows no key {first}, so ${{{path.text}}} is never there; add it to the schema's "
-                "properties or correct the reference.",
-                first,
-                self._input_keys,
-                is_warning=True,
-            )
-        return None
-
-    def _step_fault(self, path: Path, step_id: JsonValue) -> _Fault | None:
-        if not path.segments:
-            return _Fault(IssueCode.INVALID_EXPRESSION, "Name the step that is meant: ${steps.<id>.output}.")
-        name = str(path.segments[0])
-        source = self._by_id.get(name)
-        if source is None:
-            return self._unknown_step(name)
-        part = path.segments[1] if len(path.segments) > 1 else None
-        if part not in ("output", "error"):
-            return _Fault(
-                IssueCode.INVALID_EXPRESSION,
-                f"Of a step output and error can be read: write ${{steps.{name}.output}} or ${{steps.{name}.error}}.",
-                part,
-                ("output", "error"),
-            )
-        if name == step_id:
-            return _Fault(
-                IssueCode.CYCLE,
-                f"The step reads itself: {name} -> {name}; what its agent replied is ${{output}} in output_mapping.",
-            )
-        return _unmapped_fault(name, source, path)
-
-    def _unknown_step(self, name: str) -> _Fault:
-        return _Fault(
-            IssueCode.UNKNOWN_STEP, f"There is no step {_short(name)}; name one of this definition.", name, self._by_id
-        )
+    def _add(self, faults: list[Fault], place: Location) -> None:
+        for fault in faults:
+            add = self._issues.warn if fault.is_warning else self._issues.error
+            add(fault.code, place, fault.message, self._issues.did_you_mean(fault.word, fault.known))
 
     def _check_cycles(self) -> None:
         order = {step_id: index for index, step_id in enumerate(self._by_id)}
@@ -258,23 +219,20 @@ class _References:
         return None
 
 
-def _unmapped_fault(name: str, source: JsonObject, path: Path) -> _Fault | None:
-    """What keeps ``steps.<name>.output.<key>`` from being there when the step maps its output."""
-    mapping = source.get("output_mapping")
-    if path.segments[1] != "output" or len(path.segments) == 2 or not isinstance(mapping, dict):
-        return None
-    key = path.segments[2]
-    if key in mapping:
-        return None
-    keys = list(mapping)
-    listed = ", ".join(keys[:MAX_SHOWN]) + (", ..." if len(keys) > MAX_SHOWN else "")
-    return _Fault(
-        IssueCode.UNMAPPED_OUTPUT,
-        f"{name} maps its output to {listed or 'nothing'}; {key} is not among them. Add it to the "
-        f"output_mapping of {name} or read a mapped key.",
-        key,
-        keys,
-    )
+def _steps(document: JsonObject) -> Iterator[tuple[Location, JsonObject]]:
+    for key in ("steps", "finally"):
+        steps = document.get(key)
+        for index, step in enumerate(steps if isinstance(steps, list) else []):
+            if isinstance(step, dict):
+                yield (key, index), step
+
+
+def _item_roots(foreach: JsonValue) -> tuple[str, ...]:
+    """What a step that is run for each item reads of the item."""
+    if not isinstance(foreach, dict):
+        return ()
+    name = foreach.get("as")
+    return ("item", "index", name) if isinstance(name, str) and name != "item" else ("item", "index")
 
 
 def _strings(value: JsonValue, place: Location) -> Iterator[tuple[Location, str]]:
@@ -292,7 +250,3 @@ def _strings(value: JsonValue, place: Location) -> Iterator[tuple[Location, str]
 
 def _sentence(message: str) -> str:
     return message[:1].upper() + message[1:]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,5 +1,8 @@
 """A user's dict against a model: strict about types and keys, every fault at once, in words that name the fix.
 
+Keys are those that people write (aliases), and so are the places of faults: where a field takes several types, only
+the faults of the type that was written count.
+
 The models themselves stay lenient, because what a store or history gives back may come from a newer version;
 strictness belongs to the one place where a person's document enters. A null where a field is known means "not
 set", so that a caller who passes every argument and one who leaves some out write the same content.
@@ -8,7 +11,8 @@ set", so that a caller who passes every argument and one who leaves some out wri
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Final, TypeVar, cast, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,8 +23,9 @@ from engine.domain.paths import render_path
 from engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 __all__ = [
@@ -53,6 +58,7 @@ _EXPECTED: Final = {
     "model_type": "an object",
     "model_attributes_type": "an object",
 }
+_TYPE_WORDS: Final = {"str": "text", "int": "a whole number", "float": "a number", "list": "a list"}
 _BOUNDS: Final = {
     "greater_than": ("greater than", "gt"),
     "greater_than_equal": ("at least", "ge"),
@@ -67,7 +73,6 @@ def check_structure(
     issues: IssueList,
     *,
     ignored: Collection[Location] = (),
-    unsupported: Callable[[Location, object], str | None] | None = None,
 ) -> M | None:
     """Make a model of ``document``; for everything that keeps it from being one, add an issue and return None.
 
@@ -76,30 +81,104 @@ def check_structure(
         document: JSON data (``check_json``), without nulls.
         issues: where faults go.
         ignored: locations that already have an issue; nothing is said about them or below.
-        unsupported: asked about each fault with its location and value; what it returns is the message of an
-            ``unsupported`` issue, added instead.
     """
     try:
-        return model.model_validate(document, strict=True, extra="forbid")
+        return model.model_validate(document, strict=True, extra="forbid", by_alias=True, by_name=False)
     except ValidationError as error:
         faults = error.errors(include_url=False)
+    unfit: set[Location] = set()
     for fault in faults:
-        location = fault["loc"]
-        if any(location[: len(known)] == known for known in ignored):
+        place = _written_place(model, document, fault["loc"])
+        if any(place.location[: len(known)] == known for known in ignored):
             continue
-        value = None if fault["type"] == "missing" else cast("object", fault["input"])
-        not_built = unsupported(location, value) if unsupported else None
-        if not_built is not None:
-            issues.error(IssueCode.UNSUPPORTED, location, not_built)
-        else:
-            _add_fault(model, fault, location, issues)
+        if place.is_other_choice:
+            continue
+        if not place.choices:
+            _add_fault(model, fault, place.location, issues)
+        elif place.location not in unfit:
+            unfit.add(place.location)
+            expected = " or ".join(_TYPE_WORDS.get(name, "an object") for name in map(_type_name, place.choices))
+            found = type_in_words(fault["input"])
+            message = f"{_name_at(place.location)} must be {expected}, not {found}."
+            issues.error(IssueCode.INVALID_TYPE, place.location, message)
     return None
+
+
+class _Place(NamedTuple):
+    """Where a fault is in the user's words."""
+
+    location: Location
+    is_other_choice: bool = False
+    """The fault is one of a type that was not written."""
+    choices: tuple[object, ...] = ()
+    """The types that the field takes, when what was written is none of them."""
+
+
+def _written_place(model: type[BaseModel], document: JsonObject, location: Location) -> _Place:
+    """Leave out what the library puts between: the name of the type that it tried, where there are several."""
+    written: list[str | int] = []
+    annotation: object = model
+    value: object = document
+    for position, segment in enumerate(location):
+        choices = _choices(annotation)
+        if len(choices) > 1:
+            chosen = next((choice for choice in choices if _takes(choice, value)), None)
+            if chosen is None:
+                return _Place(tuple(written), choices=choices)
+            if str(segment).partition("[")[0] != _type_name(chosen):
+                return _Place(tuple(written), is_other_choice=True)
+            annotation = chosen
+            continue
+        annotation = choices[0] if choices else annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = _fields(annotation).get(str(segment))
+            annotation = None if field is None else field.annotation
+        elif get_origin(annotation) is list:
+            annotation = get_args(annotation)[0]
+        else:
+            return _Place((*written, *location[position:]))
+        written.append(segment)
+        value = _member(value, segment)
+    return _Place(tuple(written))
+
+
+def _member(value: object, segment: str | int) -> object:
+    if isinstance(value, dict):
+        return cast("dict[str, object]", value).get(str(segment))
+    if isinstance(value, list) and isinstance(segment, int):
+        return cast("list[object]", value)[segment]
+    return None
+
+
+def _choices(annotation: object) -> tuple[object, ...]:
+    if get_origin(annotation) not in (Union, UnionType):
+        return (annotation,)
+    return tuple(choice for choice in get_args(annotation) if choice is not type(None))
+
+
+def _type_name(choice: object) -> str:
+    kind = get_origin(choice) or choice
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _takes(choice: object, value: object) -> bool:
+    kind = get_origin(choice) or choice
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return isinstance(value, dict)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _name_at(location: Location) -> str:
+    """A name inside the last two segments: an item of a list is called by the list's."""
+    last = location[-1]
+    return last if isinstance(last, str) else render_path(str(location[-2]), (last,))
 
 
 def _add_fault(model: type[BaseModel], fault: ErrorDetails, location: Location, issues: IssueList) -> None:
     kind, context = fault["type"], fault.get("ctx", {})
-    # A name inside the last two segments: an item of a list is called by the list's.
-    name = location[-1] if isinstance(location[-1], str) else render_path(str(location[-2]), location[-1:])
+    name = _name_at(location)
     if kind == "missing":
         issues.error(IssueCode.MISSING, location, f"{name} is missing; add it.")
     elif kind == "extra_forbidden":
@@ -116,7 +195,7 @@ def _add_fault(model: type[BaseModel], fault: ErrorDetails, location: Location, 
     elif kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         issues.error(IssueCode.INVALID_VALUE, location, f"{name} must be {words} {context[key]:g}.")
-    elif kind == "string_too_short":
+    elif kind in ("string_too_short", "too_short") and context["min_length"] == 1:
         issues.error(IssueCode.INVALID_VALUE, location, f"{name} must not be empty.")
     elif kind == "literal_error":
         allowed = str(context["expected"])
@@ -142,8 +221,14 @@ def type_in_words(value: object) -> str:
 
 
 @cache
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by the keys that people write."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+@cache
 def _nested_models(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
-    return {name: _model_in(field.annotation) for name, field in model.model_fields.items()}
+    return {key: _model_in(field.annotation) for key, field in _fields(model).items()}
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
@@ -159,7 +244,7 @@ def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
         if nested is None:
             return []
         model = nested
-    return list(model.model_fields)
+    return list(_fields(model))
 
 
 def without_nulls(model: type[BaseModel], document: JsonObject) -> JsonObject:

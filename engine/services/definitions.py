@@ -12,9 +12,9 @@ from engine.domain.definition import DefinitionStatus, DefinitionVersion, Workfl
 from engine.domain.hashing import content_hash
 from engine.domain.ids import MAX_ID_BYTES, is_public_id, slug
 from engine.domain.issues import Issue, issue_details, summary
-from engine.domain.plan import agent_ids_of
+from engine.domain.mentions import agent_mentions, workflow_mentions
 from engine.domain.structure import type_in_words
-from engine.domain.validation import agent_issues, parse_definition
+from engine.domain.validation import agent_issues, parse_definition, workflow_issues
 from engine.errors import ConflictError, DefinitionNotFoundError, InvalidInputError
 from engine.services.paging import next_cursor, parse_cursor, parse_labels, parse_limit
 
@@ -32,8 +32,10 @@ MAX_TRIES: Final = 5
 """Ids tried for one new workflow, and versions for one update, before a conflict is reported."""
 MAX_VERSION: Final = 2**31
 """More than any workflow will have, and within every store's integers."""
+MAX_WORKFLOWS_SOUGHT: Final = 100
+"""Workflows of one definition whose existence is asked for; more of them are taken to be there."""
 _OPTIONAL_FIELDS: Final = frozenset(
-    name for name, field in WorkflowDefinition.model_fields.items() if not field.is_required()
+    field.alias or name for name, field in WorkflowDefinition.model_fields.items() if not field.is_required()
 )
 
 
@@ -63,7 +65,7 @@ class DefinitionService:
         self._suffix = suffix
 
     async def validate_definition(self, raw: object) -> list[Issue]:
-        """Return all issues of a document, warnings about agents that don't exist yet included.
+        """Return all issues of a document, warnings about agents and workflows that don't exist yet included.
 
         Raises:
             InvalidInputError: the document is no dict.
@@ -75,8 +77,14 @@ class DefinitionService:
         parsed = parse_definition(cast("object", raw))
         if parsed.definition is None:
             return parsed.issues
-        known = await self._agents.get_agents(agent_ids_of(parsed.definition))
-        return [*parsed.issues, *agent_issues(parsed.definition, known)]
+        named = dict.fromkeys(agent_id for agent_id, _ in agent_mentions(parsed.definition))
+        agents = await self._agents.get_agents([*named])
+        workflows = await self._existing({workflow_id for workflow_id, _ in workflow_mentions(parsed.definition)})
+        return [
+            *parsed.issues,
+            *agent_issues(parsed.definition, agents),
+            *workflow_issues(parsed.definition, workflows),
+        ]
 
     async def create_definition(self, raw: object, definition_id: str | None = None) -> DefinitionVersion:
         """Store version 1 of a new workflow.
@@ -198,6 +206,14 @@ class DefinitionService:
         """
         if not await self._definitions.archive_definition(definition_id, self._clock()):
             raise DefinitionNotFoundError(definition_id)
+
+    async def _existing(self, definition_ids: set[str]) -> set[str]:
+        existing = set(definition_ids)
+        for definition_id in sorted(definition_ids)[:MAX_WORKFLOWS_SOUGHT]:
+            stored = await self._definitions.get_definition(definition_id)
+            if stored is None or stored.status != "active":
+                existing.discard(definition_id)
+        return existing
 
     def _ids_for(self, name: str) -> Iterator[str]:
         first = slug(name) or f"workflow-{content_hash(name).removeprefix('sha256:')[:8]}"

@@ -153,7 +153,7 @@ class ExecutionReads:
                 {"execution_id": execution_id, "status": record.status.value},
             )
         steps = steps or await self._executions.list_steps(execution_id)
-        return ExecutionResult(record, standing_steps(steps), _handoffs(steps))
+        return ExecutionResult(record, standing_steps(steps), _handoffs(record, steps))
 
     async def live_states(self, execution_ids: list[str]) -> dict[str, LiveState]:
         """Return what live state has of these; nothing of it when the store is down."""
@@ -270,6 +270,7 @@ def _floor(from_event: str | None) -> str:
     return f"{int(millis) - int(_OVERLAP.total_seconds() * 1000):013d}"
 
 
-def _handoffs(steps: list[StepRecord]) -> list[Event]:
-    events = {event.id: event for step in steps for event in step.events if event.type.startswith("handoff.")}
+def _handoffs(record: ExecutionRecord, steps: list[StepRecord]) -> list[Event]:
+    told = [*record.events, *(event for step in steps for event in step.events)]
+    events = {event.id: event for event in told if event.type.startswith("handoff.")}
     return sorted(events.values(), key=lambda event: event.id)

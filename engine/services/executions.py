@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-from engine.domain.execution import ExecutionOptions, ExecutionRecord, ExecutionStatus
+from engine.domain.budgets import BUDGET_UNITS
+from engine.domain.execution import BudgetLimits, ExecutionOptions, ExecutionRecord, ExecutionStatus
 from engine.domain.hashing import content_hash
 from engine.domain.ids import is_idempotency_key, keyed_execution_id
 from engine.domain.messages import StartEnvelope
 from engine.domain.metrics import parse_instant
 from engine.domain.plan import ExecutionPlan
+from engine.domain.reused import reused_record, reused_steps
 from engine.errors import (
     ConflictError,
     ExecutionNotFoundError,
     InternalError,
     InvalidInputError,
-    UnsupportedError,
 )
 from engine.ports.execution_runtime import StartedRun, StartRequest
 from engine.ports.execution_store import ExecutionFilter
@@ -31,17 +32,17 @@ from engine.services.paging import next_cursor, parse_cursor, parse_labels, pars
 from engine.services.plans import new_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from engine.domain.execution import LiveState
+    from engine.domain.execution import LiveState, StepRecord, Value
     from engine.domain.json import JsonObject, JsonValue
     from engine.ports.execution_runtime import ExecutionRuntime
     from engine.ports.execution_store import ExecutionStore
     from engine.services.execution_reads import ExecutionReads
-    from engine.services.plans import PlanService
+    from engine.services.plans import PlanService, PreparedPlan
 
-__all__ = ["ExecutionService", "StartOptions", "StartedExecution", "parse_options"]
+__all__ = ["ExecutionService", "KeptPart", "StartOptions", "StartedExecution", "parse_options"]
 
 MAX_TIMEOUT: Final = timedelta(days=365)
 _OPTIONS: Final = ("priority", "timeout", "trace", "idempotency_key", "version", "tags", "budget")
@@ -62,6 +63,17 @@ class StartedExecution:
     record: ExecutionRecord
     run: StartedRun | None
     """None when the execution had been started before, under the same key, and its run is not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPart:
+    """What a rerun takes over from an execution that is over."""
+
+    parent_id: str
+    rerun: list[str]
+    """The steps that run again."""
+    steps: list[StepRecord]
+    """The parent's records of those that don't."""
 
 
 class ExecutionService:
@@ -96,14 +108,42 @@ class ExecutionService:
         """
         prepared = await self._plans.prepare_plan(definition_id, start.version)
         stored_input = await self._plans.stored_input(prepared, input_data)
+        return await self.start_prepared(prepared, stored_input, input_data, start.options)
+
+    async def start_prepared(
+        self,
+        prepared: PreparedPlan,
+        stored_input: Value,
+        input_data: JsonValue,
+        options: ExecutionOptions,
+        kept: KeptPart | None = None,
+    ) -> StartedExecution:
+        """Write the record of an execution whose plan and input were checked, and start its run.
+
+        Args:
+            prepared: what it runs.
+            stored_input: its input, as ``PlanService.stored_input`` made it.
+            input_data: the same as plain data.
+            options: it is started with.
+            kept: what it takes over from another execution.
+
+        Raises:
+            ConflictError, RuntimeUnavailableError: as ``start_execution``.
+        """
         await self._runtime.connect()
-        key = start.options.idempotency_key
+        definition_id, key, now = prepared.plan.definition_id, options.idempotency_key, self._clock()
         execution_id = keyed_execution_id(definition_id, key) if key else f"{definition_id}-{self._new_ulid()}"
-        record = new_record(execution_id, prepared, stored_input, input_data, start.options, self._clock())
-        existing = await self._executions.create_execution(record, prepared.encoded)
+        record = new_record(execution_id, prepared, stored_input, input_data, options, now)
+        steps: list[StepRecord] = []
+        if kept is not None:
+            record = record.model_copy(update={"rerun_of": kept.parent_id, "rerun_steps": kept.rerun})
+            steps = [reused_record(step, execution_id, kept.parent_id, now) for step in kept.steps]
+        existing = await self._executions.create_execution(record, prepared.encoded, steps)
         if existing is not None:
             return await self._join(existing, content_hash(input_data))
-        started, _ = await asyncio.gather(self._started(record, prepared.plan), self._plans.publish_start(record))
+        started, _ = await asyncio.gather(
+            self._started(record, prepared.plan, steps), self._plans.publish_start(record, steps)
+        )
         return started
 
     async def cancel_execution(self, execution_id: str, reason: str | None) -> bool:
@@ -170,15 +210,19 @@ class ExecutionService:
             raise InternalError(f"The plan of execution {existing.execution_id} is not in the store")
         return await self._started(existing, ExecutionPlan.model_validate_json(encoded))
 
-    async def _started(self, record: ExecutionRecord, plan: ExecutionPlan) -> StartedExecution:
+    async def _started(
+        self, record: ExecutionRecord, plan: ExecutionPlan, reused: Sequence[StepRecord] = ()
+    ) -> StartedExecution:
         try:
-            return StartedExecution(record, await self._start_run(record, plan))
+            return StartedExecution(record, await self._start_run(record, plan, reused))
         except ConflictError:
             # It has run to its end already: the record says how.
             latest = await self._executions.get_execution(record.execution_id)
             return StartedExecution(latest or record, None)
 
-    async def _start_run(self, record: ExecutionRecord, plan: ExecutionPlan) -> StartedRun:
+    async def _start_run(
+        self, record: ExecutionRecord, plan: ExecutionPlan, reused: Sequence[StepRecord]
+    ) -> StartedRun:
         return await self._runtime.start_run(
             StartRequest(
                 execution_id=record.execution_id,
@@ -191,6 +235,7 @@ class ExecutionService:
                     input_ref=record.input.ref,
                     options=record.options,
                     deadline_at=record.deadline_at,
+                    reused=reused_steps(plan, reused, record.created_at) if reused else [],
                 ),
             )
         )
@@ -201,16 +246,11 @@ def parse_options(raw: Mapping[str, object] | None) -> StartOptions:
 
     Raises:
         InvalidInputError: an unknown option or a value of the wrong type, named by its path.
-        UnsupportedError: a budget.
     """
     given = dict(raw or {})
     for key in given:
         if key not in _OPTIONS:
             raise _bad_option(key, f"is no execution option; known are {', '.join(_OPTIONS)}")
-    if given.get("budget") is not None:
-        raise UnsupportedError(
-            "execution_options.budget is not built yet; leave it out", {"path": "execution_options.budget"}
-        )
     version = given.get("version")
     if version is not None and (
         not isinstance(version, int) or isinstance(version, bool) or not 1 <= version < MAX_VERSION
@@ -226,6 +266,7 @@ def parse_options(raw: Mapping[str, object] | None) -> StartOptions:
             trace=trace,
             idempotency_key=_parse_key(given.get("idempotency_key")),
             tags=parse_labels(given.get("tags"), "execution_options.tags"),
+            budget=_parse_budget(given.get("budget")),
         ),
         version=version,
     )
@@ -245,6 +286,23 @@ def _parse_timeout(value: object) -> timedelta | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_TIMEOUT.total_seconds():
         raise _bad_option("timeout", "must be seconds, more than 0 and at most a year")
     return timedelta(seconds=value)
+
+
+def _parse_budget(value: object) -> BudgetLimits | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not value:
+        raise _bad_option("budget", f"must be an object of {', '.join(BUDGET_UNITS)} to numbers over 0")
+    limits: dict[str, float] = {}
+    for unit, amount in cast("dict[object, object]", value).items():
+        if unit not in BUDGET_UNITS:
+            raise _bad_option(f"budget.{unit}", f"is no limit; known are {', '.join(BUDGET_UNITS)}")
+        is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool) and 0 < amount < float("inf")
+        if not is_number or (unit in ("tokens", "agent_calls") and not isinstance(amount, int)):
+            whole = "a whole number" if unit in ("tokens", "agent_calls") else "a number"
+            raise _bad_option(f"budget.{unit}", f"must be {whole} over 0")
+        limits[cast("str", unit)] = cast("float", amount)
+    return BudgetLimits.model_validate(limits)
 
 
 def _parse_key(value: object) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, Field
 
-from engine.domain.conditions import MAX_TRIGGER_ENTRIES, parse_trigger
+from engine.domain.conditions import MAX_TRIGGER_ENTRIES, parse_condition, parse_trigger
 from engine.domain.expressions import ExpressionError
 from engine.domain.handoff import Handoff, HandoffType
 from engine.domain.ids import MAX_ID_BYTES, is_public_id
@@ -245,11 +245,26 @@ def _check_trigger(conditions: JsonValue, issues: IssueList) -> None:
     for index, text in enumerate(conditions):
         if not isinstance(text, str):
             continue
+        if _reads_steps(text):
+            issues.error(
+                IssueCode.INVALID_EXPRESSION,
+                ("trigger_conditions", index),
+                "A handoff belongs to agents, not to the steps of one workflow; read source_output, input or "
+                "execution.",
+            )
+            continue
         try:
             parse_trigger([text])
         except ExpressionError as error:
             message = f"{error.message[:1].upper()}{error.message[1:]} (at character {error.position + 1})"
             issues.error(IssueCode.INVALID_EXPRESSION, ("trigger_conditions", index), message)
+
+
+def _reads_steps(text: str) -> bool:
+    try:
+        return any(path.root == "steps" for path in parse_condition(text).paths)
+    except ExpressionError:
+        return False
 
 
 def _id_part(agent_id: str) -> str:

@@ -17,10 +17,11 @@ from engine.domain.expressions import json_size
 from engine.domain.hashing import content_hash
 from engine.domain.issues import issue_details, summary
 from engine.domain.json import MAX_VALUE_BYTES, json_fault
-from engine.domain.live import live_execution
+from engine.domain.live import live_execution, live_step
 from engine.domain.messages import MAX_PAYLOAD_BYTES, LoadPlanInput, LoadPlanResult
 from engine.domain.operands import declare
-from engine.domain.plan import ExecutionPlan, agent_ids_of, compile_plan
+from engine.domain.plan import ExecutionPlan
+from engine.domain.plan_compiler import agent_ids_of, compile_plan, handed_agents
 from engine.domain.validation import check_input
 from engine.errors import (
     AgentNotFoundError,
@@ -32,11 +33,12 @@ from engine.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from engine.domain.agent import Agent
-    from engine.domain.definition import DefinitionVersion
+    from engine.domain.definition import DefinitionVersion, WorkflowDefinition
+    from engine.domain.execution import StepRecord
     from engine.domain.handoff import Handoff
     from engine.domain.json import JsonObject, JsonValue
     from engine.ports.agent_store import AgentStore
@@ -96,15 +98,17 @@ class PlanService:
             AgentNotFoundError: a step names an agent that is not registered or not active.
         """
         stored, agents, handoffs = await self._current_parts(definition_id, version)
+        children = await self._child_versions(stored.definition)
         key = (
             definition_id,
             stored.version,
+            *children.items(),
             *((agent.agent_id, agent.version) for agent in agents.values()),
             *((handoff.handoff_id, handoff.version) for handoff in handoffs),
         )
         kept = self._kept.get(key)
         if kept is None:
-            kept = self._compile(stored, agents, handoffs)
+            kept = self._compile(stored, agents, handoffs, children)
             self._kept[key] = kept
             if len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
@@ -164,21 +168,34 @@ class PlanService:
                 plan_hash=existing.plan_hash,
                 input_ref=existing.input.ref,
             )
-        prepared = await self.prepare_plan(request.definition_id)
-        stored_input = await self.stored_input(prepared, request.input)
-        record = new_record(
-            request.execution_id, prepared, stored_input, request.input, ExecutionOptions(), self._clock()
+        prepared = await self.prepare_plan(request.definition_id, request.version)
+        given = request.input
+        if request.input_ref is not None:
+            given = await self._artifacts.get_artifact(request.input_ref.artifact_id)
+        stored_input = await self.stored_input(prepared, given)
+        options = request.options or ExecutionOptions()
+        record = new_record(request.execution_id, prepared, stored_input, given, options, self._clock()).model_copy(
+            update={
+                "run_id": request.run_id,
+                "run_started_at": request.run_started_at,
+                "parent_execution_id": request.parent.execution_id if request.parent else None,
+            }
         )
-        record = record.model_copy(update={"run_id": request.run_id, "run_started_at": request.run_started_at})
         await self._executions.create_execution(record, prepared.encoded)
         await self.publish_start(record)
         return LoadPlanResult(plan=prepared.plan, plan_hash=prepared.plan_hash, input_ref=stored_input.ref)
 
-    async def publish_start(self, record: ExecutionRecord) -> None:
-        """Write the head of an execution's live state; a state store that is down costs nothing but speed."""
+    async def publish_start(self, record: ExecutionRecord, steps: Sequence[StepRecord] = ()) -> None:
+        """Write the head of an execution's live state, and the steps that it begins with.
+
+        A state store that is down costs nothing but speed.
+        """
         try:
             await self._state.record_transition(
-                record.execution_id, execution=live_execution(record), events=record.events
+                record.execution_id,
+                execution=live_execution(record),
+                steps=[live_step(step) for step in steps],
+                events=[*record.events, *(event for step in steps for event in step.events)],
             )
         except StoreError as error:
             _logger.warning("Live state of %s was not written: %s", record.execution_id, error)
@@ -198,12 +215,35 @@ class PlanService:
                 self._agents.get_agents(wanted),
                 self._handoffs.list_handoffs_among(wanted, definition_id),
             )
-            if stored is not None and stored.content_hash == latest.definition_hash and stored.status == "active":
-                return stored, _usable_agents(stored, agents), handoffs
+            is_current = stored is not None and stored.content_hash == latest.definition_hash
+            if stored is not None and is_current and stored.status == "active":
+                needed = [*agent_ids_of(stored.definition), *handed_agents(stored.definition, handoffs)]
+                if set(needed) <= set(wanted):
+                    return stored, _usable_agents(stored, agents, needed), handoffs
         stored = await self._stored_definition(definition_id, version)
         wanted = agent_ids_of(stored.definition)
-        agents = _usable_agents(stored, await self._agents.get_agents(wanted))
-        return stored, agents, await self._handoffs.list_handoffs_among(wanted, definition_id)
+        while True:
+            handoffs = await self._handoffs.list_handoffs_among(wanted, definition_id)
+            more = [agent_id for agent_id in handed_agents(stored.definition, handoffs) if agent_id not in wanted]
+            if not more:
+                break
+            wanted += more
+        return stored, _usable_agents(stored, await self._agents.get_agents(wanted), wanted), handoffs
+
+    async def _child_versions(self, definition: WorkflowDefinition) -> dict[str, int]:
+        """The newest version of each workflow that a step executes; a pinned one has to be there as well.
+
+        Raises:
+            DefinitionNotFoundError: there is no such workflow or version.
+        """
+        newest: dict[str, int] = {}
+        for step in (*definition.steps, *definition.final_steps):
+            if step.workflow_id is None or (step.version is None and step.workflow_id in newest):
+                continue
+            child = await self._stored_definition(step.workflow_id, step.version)
+            if step.version is None:
+                newest[step.workflow_id] = child.version
+        return newest
 
     async def _stored_definition(self, definition_id: str, version: int | None) -> DefinitionVersion:
         stored = await self._definitions.get_definition(definition_id, version)
@@ -213,14 +253,19 @@ class PlanService:
             raise DefinitionNotFoundError(definition_id)
         return stored
 
-    def _compile(self, stored: DefinitionVersion, agents: dict[str, Agent], handoffs: list[Handoff]) -> PreparedPlan:
-        plan = compile_plan(stored, agents, handoffs, self._default_max_retries)
+    def _compile(
+        self,
+        stored: DefinitionVersion,
+        agents: dict[str, Agent],
+        handoffs: list[Handoff],
+        children: dict[str, int],
+    ) -> PreparedPlan:
+        plan = compile_plan(stored, agents, handoffs, self._default_max_retries, children)
         encoded = plan.model_dump_json().encode()
         return PreparedPlan(plan, plan.hash(), encoded, stored.definition.input_schema)
 
 
-def _usable_agents(stored: DefinitionVersion, agents: dict[str, Agent]) -> dict[str, Agent]:
-    wanted = agent_ids_of(stored.definition)
+def _usable_agents(stored: DefinitionVersion, agents: dict[str, Agent], wanted: list[str]) -> dict[str, Agent]:
     for agent_id in wanted:
         agent = agents.get(agent_id)
         if agent is None or agent.status != "active":
@@ -248,7 +293,7 @@ def new_record(
         input=stored_input,
         input_hash=content_hash(input_data),
         options=options,
-        step_ids=[step.id for step in plan.steps],
+        step_ids=[step.id for step in (*plan.steps, *plan.final_steps)],
         created_at=now,
         deadline_at=None if options.timeout is None else now + options.timeout,
         warnings=plan.warnings,

@@ -22,9 +22,11 @@ from engine.domain.execution import (
     StepStatus,
     micros,
 )
+from engine.domain.gate import Transition
 from engine.domain.live import live_execution, live_step
 from engine.errors import ErrorCode, StoreError
 from engine.outages import OutageLog
+from engine.ports.execution_store import GateFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +51,7 @@ _logger = logging.getLogger(__name__)
 
 START_GRACE: Final = timedelta(seconds=30)
 """How long a record may wait for its run to appear in Temporal."""
+GATES_AT_ONCE: Final = 100
 END_OF_RUN: Final[dict[RunStatus, ExecutionStatus]] = {
     "completed": ExecutionStatus.COMPLETED,
     "failed": ExecutionStatus.FAILED,
@@ -89,6 +92,7 @@ class ExecutionRepairs:
         if right is None:
             return None
         await self._cancel_open_steps(right)
+        await self._close_open_gates(record, right.completed_at or self._clock())
         if not await self._executions.repair_execution(right, expected=record.status):
             return None
         _logger.warning(
@@ -129,7 +133,9 @@ class ExecutionRepairs:
     async def _cancel_open_steps(self, closed: ExecutionRecord) -> None:
         """No code ran to say how these ended; nothing of them runs any more."""
         at = closed.completed_at or self._clock()
-        steps = standing_steps(await self._executions.list_steps(closed.execution_id))
+        records = await self._executions.list_steps(closed.execution_id)
+        # They come by token, so the last one of a step, or of an item of it, stands.
+        steps = {(step.step_id, step.item): step for step in records}
         ended = [
             step.model_copy(
                 update={"status": StepStatus.CANCELLED, "token": max(micros(at), step.token + 1), "completed_at": at}
@@ -139,6 +145,24 @@ class ExecutionRepairs:
         ]
         if ended:
             await self._executions.record_steps(ended, closed.run_started_at or closed.created_at)
+
+    async def _close_open_gates(self, record: ExecutionRecord, at: datetime) -> None:
+        """Nobody can answer these any more."""
+        query = GateFilter(execution_id=record.execution_id)
+        while (page := await self._executions.list_gates(query, limit=GATES_AT_ONCE, after=None)).items:
+            closed = [
+                gate.model_copy(update={"status": "closed", "token": max(micros(at), gate.token + 1)})
+                for gate in page.items
+            ]
+            await self._executions.record_transition(
+                Transition(
+                    execution_id=record.execution_id,
+                    run_id=record.run_id or closed[0].run_id,
+                    run_started_at=record.run_started_at or record.created_at,
+                    token=max(gate.token for gate in closed),
+                    gates=closed,
+                )
+            )
 
 
 def contradicted(record: ExecutionRecord, run: RunDescription | None, now: datetime) -> ExecutionRecord | None:
@@ -254,15 +278,33 @@ def _closed(
     )
 
 
+def _of_items(record: StepRecord) -> StepRecord:
+    """A step as its items show it: at work."""
+    return record.model_copy(
+        update={"item": None, "status": StepStatus.RUNNING, "output": None, "error": None, "completed_at": None}
+    )
+
+
 def standing_steps(records: list[StepRecord]) -> dict[str, StepRecord]:
-    """For each step the record with the greatest token, with the attempts and the start of all its calls."""
+    """For each step the record with the greatest token, with the attempts and the start of all its calls.
+
+    The record of a step that is run over a list counts before those of its items; while there is none, it is at work.
+    """
     standing: dict[str, StepRecord] = {}
     started: dict[str, datetime | None] = {}
+    items: dict[str, StepRecord] = {}
     for record in records:
         started.setdefault(record.step_id, record.started_at)
+        if record.item is not None:
+            items[record.step_id] = record
+            continue
         current = standing.get(record.step_id)
         if current is None or record.token >= current.token:
             standing[record.step_id] = record
+    for step_id, record in items.items():
+        whole = standing.get(step_id)
+        if whole is None or (record.token > whole.token and not whole.status.is_terminal):
+            standing[step_id] = _of_items(record)
     return {
         step_id: record.model_copy(
             update={

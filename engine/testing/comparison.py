@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from engine.domain.definition import WorkflowDefinition
-from engine.domain.expressions import compile_template
 from engine.domain.paths import MISSING, Missing, render_path
-from engine.domain.plan import step_dependencies
+from engine.domain.plan_compiler import step_dependencies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,10 +150,7 @@ def _path(run: Recording) -> list[PathStep]:
     order = {step.id: place for place, step in enumerate(definition.steps)}
     waits_for: dict[str, list[str]] = {}
     for step in definition.steps:
-        recall: JsonObject | None = None if step.context is None else {"recall": step.context.recall}
-        mappings = (step.input_mapping, step.output_mapping, recall)
-        templates = [compile_template(mapping) for mapping in mappings if mapping is not None]
-        waits_for[step.id] = step_dependencies(step, templates, order)
+        waits_for[step.id] = step_dependencies(step, order)
     placed: dict[str, None] = {}
     while len(placed) < len(waits_for):
         ready = [step_id for step_id in waits_for if step_id not in placed and placed.keys() >= set(waits_for[step_id])]

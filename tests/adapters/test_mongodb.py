@@ -15,13 +15,14 @@ from engine.adapters.mongodb.connection import MongoDatabase
 from engine.adapters.mongodb.context_store import MongoContextStore, items_query
 from engine.adapters.mongodb.execution_documents import list_query
 from engine.adapters.mongodb.execution_store import MongoExecutionStore
+from engine.adapters.mongodb.gates import gates_query
 from engine.adapters.mongodb.step_writes import steps_range
 from engine.domain.context import ContextFilter, ContextItem
 from engine.domain.execution import ExecutionStatus, StepStatus, Usage, Value
 from engine.errors import StoreError
-from engine.ports.execution_store import ExecutionFilter
+from engine.ports.execution_store import ExecutionFilter, GateFilter
 from tests.adapters.mongo_samples import CommandLog, outside, plan_of, run_children, writes_in
-from tests.contract.samples import NOW, ended, execution, seconds, step
+from tests.contract.samples import NOW, ended, execution, gate, seconds, step, transition
 from tests.servers.mongodb import given_uri, scratch_database
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ async def test_a_claim_and_an_end_cost_a_read_and_a_write(store: MongoExecutionS
     assert log.take() == ["find", "update"]
     await store.finalize_execution(ended(), [step("b")])
     assert log.take() == ["update", "find", "update"]
+
+
+async def test_a_transition_costs_a_write_for_each_kind_and_a_read(store: MongoExecutionStore, log: CommandLog) -> None:
+    await store.create_execution(execution(), None)
+    log.take()
+    await store.record_transition(transition(200, ExecutionStatus.WAITING))
+    assert log.take() == ["find", "update"]
+    await store.record_transition(transition(300, ExecutionStatus.RUNNING, gates=[gate(), gate("b.1")]))
+    assert log.take() == ["update", "find", "update"]
+    await store.record_transition(transition(400, None, gates=[gate(token=50)], steps=[step("b"), step("c")]))
+    assert log.take() == ["update", "find", "update", "find"]
 
 
 async def test_a_refused_write_costs_a_look_at_what_stands(store: MongoExecutionStore, log: CommandLog) -> None:
@@ -243,6 +255,40 @@ async def test_a_page_looks_at_no_more_than_it_shows(filled: Any) -> None:
             assert seen["keys"] <= 3 * 21, (given, seen)
             assert "SORT" not in seen["stages"], (given, seen)
     assert list_query(ExecutionFilter(is_open=True, status=ExecutionStatus.FAILED), None) is None
+
+
+@pytest.mark.parametrize("database", ["pymongo"], indirect=True)
+async def test_a_page_of_gates_looks_at_no_more_than_it_shows(store: MongoExecutionStore, uri: str) -> None:
+    made = [
+        gate(
+            f"g{number:03}",
+            execution_id=f"e{number % 3}",
+            definition_id="odd" if number % 2 else "even",
+            assignees=["all", *(["third"] if number % 3 == 0 else [])],
+            status="answered" if number % 4 == 3 else "open",
+            opened_at=NOW + seconds(number),
+        )
+        for number in range(400)
+    ]
+    await store.record_transition(transition(1, gates=made))
+    async with outside(uri) as plain:
+        for after in (None, ((NOW + seconds(100)).isoformat(timespec="microseconds"), "e1\ng100")):
+            for given in (
+                {},
+                {"execution_id": "e0"},
+                {"definition_id": "even"},
+                {"assignee": "third"},
+                {"assignee": "all", "definition_id": "even"},
+                {"execution_id": "e0", "definition_id": "odd"},
+                {"execution_id": "e0", "assignee": "third"},
+            ):
+                listed = gates_query(GateFilter(**given), after)
+                command = {"filter": listed.filter, "sort": {"position": 1}, "limit": 21, "hint": listed.index}
+                seen = await plan_of(plain, {"find": "gates", **command})
+                assert "SORT" not in seen["stages"], (given, seen)
+                # Of two columns one is passed over in the index.
+                assert seen["keys"] <= (21 if len(given) < 2 else 3 * 21), (given, seen)
+                assert seen["documents"] <= 21, (given, seen)
 
 
 @pytest.mark.parametrize("database", ["pymongo"], indirect=True)

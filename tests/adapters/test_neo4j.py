@@ -18,13 +18,14 @@ from engine.adapters.neo4j.database import Neo4jDatabase, rows_of
 from engine.adapters.neo4j.definition_store import Neo4jDefinitionStore
 from engine.adapters.neo4j.handoff_store import Neo4jHandoffStore
 from engine.adapters.neo4j.schema import SCHEMA, server_version
-from engine.domain.definition import DefinitionVersion, Fallback, Step, WorkflowDefinition
+from engine.domain.definition import Compensation, DefinitionVersion, Fallback, Step, WorkflowDefinition
 from engine.errors import StoreError
+from engine.ports.agent_graph import AgentUse
 from tests.contract.samples import NOW, agent, definition, handoff, seconds
 from tests.servers import UnavailableError, are_required, free_port, neo4j
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from tests.servers import RunningServer
@@ -74,12 +75,18 @@ async def ask(database: Neo4jDatabase, statement: str, **parameters: object) -> 
     return [row.data() for row in rows]
 
 
-def flow(definition_id: str, steps: list[Step], version: int = 1, tags: list[str] | None = None) -> DefinitionVersion:
+def flow(
+    definition_id: str,
+    steps: list[Step],
+    version: int = 1,
+    tags: list[str] | None = None,
+    final_steps: Sequence[Step] = (),
+) -> DefinitionVersion:
     return DefinitionVersion(
         definition_id=definition_id,
         version=version,
         content_hash="sha256:x",
-        definition=WorkflowDefinition(name="Flow", steps=steps, tags=tags or []),
+        definition=WorkflowDefinition(name="Flow", steps=steps, final_steps=[*final_steps], tags=tags or []),
         created_at=NOW,
         updated_at=NOW,
     )
@@ -120,8 +127,11 @@ PARAMETERS: dict[str, object] = {
     "tenant": "default", "id": "flow-1", "ids": ["a"], "status": "active", "at": "~", "after_id": "", "count": 4,
     "tag": "t", "other_tags": ["u"], "tags": ["t"], "above": 0, "below": 9, "version": 1, "token": "t", "body": b"",
     "created_at": "2026", "agent_ids": ["a"],
-    "steps": [{"step_id": "s", "agent_id": "a", "position": 0, "fallback_agent_id": "b"}],
-    "fallbacks": [{"step_id": "s", "agent_id": "a"}], "pairs": [["s", "s"]], "capability": "c", "others": ["d"],
+    "steps": [{
+        "step_id": "s", "position": 0, "agent_id": "a", "callees": [{"agent_id": "a", "is_clean_up": False}],
+        "fallbacks": [{"agent_id": "a", "position": 0}],
+    }],
+    "pairs": [["s", "s"]], "capability": "c", "others": ["d"],
     "capabilities": ["c"], "source_agent_id": "a", "target_agent_id": "a", "definition_id": "flow-1", "after": "",
     "is_after_inclusive": True, "first": "", "last": "z",
 }  # fmt: skip
@@ -187,30 +197,52 @@ async def test_the_graph_shows_the_newest_version_and_keeps_the_older_bodies(dat
     second = flow(
         "flow",
         [
-            Step(id="a", agent_id="x", fallback=Fallback(agent_id="z")),
-            Step(id="c", agent_id="x", depends_on=["a", "a"]),
-            Step(id="d", agent_id="y", depends_on=["c", "a"]),
+            Step(
+                id="a", agent_id="x", fallback=[Fallback(agent_id="z"), Fallback(agent_id="y"), Fallback(agent_id="z")]
+            ),
+            Step(id="c", agent_id="x", depends_on=["a", "a"], compensate=Compensation(agent_id="y")),
+            Step(id="d", type="transform", transform={}, depends_on=["c", "a"]),
         ],
         version=2,
         tags=["two", "two"],
+        final_steps=[Step(id="f", agent_id="z")],
     )
     assert await store.insert_definition(first)
     assert await store.append_version(second)
     shown = await ask(
         database,
-        """MATCH (:Workflow {id: 'flow'})-[:HAS_VERSION]->(v)-[:HAS_STEP]->(s)-[:USES_AGENT]->(a)
-        RETURN v.version AS version, s.step_id AS step, a.id AS agent,
+        """MATCH (:Workflow {id: 'flow'})-[:HAS_VERSION]->(v)-[:HAS_STEP]->(s)
+        RETURN v.version AS version, s.step_id AS step, s.agent_id AS agent,
+            COLLECT { MATCH (s)-[u:USES_AGENT]->(a) RETURN [a.id, u.is_clean_up] ORDER BY a.id } AS uses,
             COLLECT { MATCH (s)-[:DEPENDS_ON]->(d) RETURN d.step_id ORDER BY d.step_id } AS depends_on,
-            COLLECT { MATCH (s)-[:FALLS_BACK_TO]->(f) RETURN f.id } AS fallback ORDER BY s.position""",
+            COLLECT { MATCH (s)-[f:FALLS_BACK_TO]->(a) RETURN a.id ORDER BY f.position } AS fallbacks
+        ORDER BY s.position""",
     )
-    assert shown == [
-        {"version": 2, "step": "a", "agent": "x", "depends_on": [], "fallback": ["z"]},
-        {"version": 2, "step": "c", "agent": "x", "depends_on": ["a"], "fallback": []},
-        {"version": 2, "step": "d", "agent": "y", "depends_on": ["a", "c"], "fallback": []},
+    main, undo = False, True
+    assert [tuple(row.values()) for row in shown] == [
+        (2, "a", "x", [["x", main]], [], ["z", "y", "z"]),
+        (2, "c", "x", [["x", main], ["y", undo]], ["a"], []),
+        (2, "d", None, [], ["a", "c"], []),
+        (2, "f", "z", [["z", undo]], [], []),
     ]
-    assert await ask(database, "MATCH (s:Step) RETURN count(s) AS n") == [{"n": 3}]
+    assert await ask(database, "MATCH (s:Step) RETURN count(s) AS n") == [{"n": 4}]
     assert await ask(database, "MATCH (:Workflow)-[:TAGGED]->(t) RETURN t.name AS tag") == [{"tag": "two"}]
     assert await store.get_definition("flow", 1) == first
+
+
+async def test_the_graph_of_an_earlier_schema_is_brought_up(database: Neo4jDatabase, server: RunningServer) -> None:
+    """As it was when steps had one fallback, and the index was on the steps."""
+    earlier = flow("flow", [Step(id="a", agent_id="x", fallback=Fallback(agent_id="y")), Step(id="b", agent_id="x")])
+    await definitions_on(database).insert_definition(earlier)
+    await ask(database, "MATCH ()-[u:USES_AGENT|FALLS_BACK_TO]->() SET u = {}")
+    await ask(database, "DROP INDEX baton_use_of_agent")
+    await ask(database, "CREATE INDEX baton_step_by_agent FOR (s:Step) ON (s.tenant, s.agent_id, s.workflow_id)")
+    assert await uses_of(database, "y") == []
+    async with another(server.uri) as upgraded:
+        assert await uses_of(upgraded, "x") == [AgentUse("flow", "agent", ("a", "b"))]
+        assert await uses_of(upgraded, "y") == [AgentUse("flow", "fallback", ("a",))]
+        names = await ask(upgraded, "SHOW INDEXES YIELD name WHERE name STARTS WITH 'baton_step' RETURN name")
+        assert [row["name"] for row in names] == ["baton_step"]
 
 
 async def test_agents_that_are_only_named_are_not_registered(database: Neo4jDatabase) -> None:

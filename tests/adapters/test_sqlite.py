@@ -19,6 +19,7 @@ from engine.adapters.sqlite import (
     context_store,
     definition_store,
     execution_rows,
+    gate_rows,
     handoff_store,
 )
 from engine.adapters.sqlite.database import SqliteDatabase
@@ -277,6 +278,7 @@ STATEMENTS = [
     *agent_graph.LIST_STATEMENTS,
     *context_store.LIST_STATEMENTS,
     *execution_rows.LIST_STATEMENTS,
+    *gate_rows.LIST_STATEMENTS,
     *analytics.AGGREGATE_STATEMENTS,
 ]
 

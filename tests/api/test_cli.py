@@ -175,6 +175,8 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
         *(f"context {verb}" for verb in ("add", "search", "reindex")),
         *(f"workflow {verb}" for verb in ("create", "get", "list", "update", "delete", "validate")),
         *(f"execution {verb}" for verb in ("status", "result", "list", "cancel", "watch")),
+        *(f"execution {verb}" for verb in ("pause", "resume", "retry-step", "skip-step")),
+        *(f"gate {verb}" for verb in ("list", "show", "answer", "approve", "reject")),
         *(f"agent {verb}" for verb in ("register", "get", "list")),
         *(f"handoff {verb}" for verb in ("create", "get", "list")),
     ],

@@ -96,6 +96,7 @@ NOT_JSON = [
 NOT_TIME = [5, True, "", "yesterday", "2025-13-01", "0001-01-01T00:00:00+14:00", ["2025-01-01"]]
 NOT_RANGE = [5, True, "", "last_week", "last_0_days", "last_-1_days", {"start": "2025-01-01"}, ["last_1_days"]]
 NOT_METRICS = [5, "execution_count", ["nonsense"], [5], {"a": 1}]
+TOO_LARGE = 256 * 1024
 NOT_ID = [*NOT_TEXT, "UPPER", "-dash", "a b", "a/b", "x" * 101, "é"]
 
 GOOD: dict[str, dict[str, object]] = {
@@ -112,6 +113,13 @@ GOOD: dict[str, dict[str, object]] = {
     "list_executions": {},
     "cancel_execution": {},
     "watch_execution": {},
+    "list_gates": {},
+    "get_gate": {"gate_id": "s.1"},
+    "answer_gate": {"gate_id": "s.1", "answer": "approve"},
+    "pause_execution": {},
+    "resume_execution": {},
+    "retry_step": {"step_id": "s"},
+    "skip_step": {"step_id": "s"},
     "register_agent": {"name": "New", "config": {"function": "m:f"}},
     "get_agent": {},
     "list_agents": {},
@@ -183,6 +191,30 @@ BAD: dict[str, dict[str, list[Any]]] = {
     },
     "cancel_execution": {"execution_id": NOT_TEXT, "reason": NOT_TEXT},
     "watch_execution": {"execution_id": NOT_TEXT, "from_event": [*NOT_TEXT, "no-event"]},
+    "list_gates": {
+        "execution_id": NOT_TEXT,
+        "workflow_id": NOT_TEXT,
+        "assignee": NOT_TEXT,
+        "limit": NOT_LIMIT,
+        "cursor": NOT_CURSOR,
+    },
+    "get_gate": {"execution_id": NOT_TEXT, "gate_id": [*NOT_TEXT, "none.1"]},
+    "answer_gate": {
+        "execution_id": NOT_TEXT,
+        "gate_id": [*NOT_TEXT, "none.1"],
+        "answer": [*NOT_TEXT, None],
+        "by": [*NOT_TEXT, "x" * 201],
+        "data": [*NOT_JSON, "x" * TOO_LARGE],
+    },
+    "pause_execution": {"execution_id": NOT_TEXT, "by": NOT_TEXT, "reason": [*NOT_TEXT, "x" * TOO_LARGE]},
+    "resume_execution": {"execution_id": NOT_TEXT, "by": NOT_TEXT},
+    "retry_step": {"execution_id": NOT_TEXT, "step_id": NOT_TEXT, "by": NOT_TEXT},
+    "skip_step": {
+        "execution_id": NOT_TEXT,
+        "step_id": NOT_TEXT,
+        "output": [*NOT_JSON, "x" * TOO_LARGE],
+        "by": NOT_TEXT,
+    },
     "register_agent": {
         "name": [5, True, "", None, ["a"], "half \ud800"],
         "description": [5, ["a"]],
@@ -291,7 +323,7 @@ async def test_what_can_not_be_used_is_refused_with_its_place_and_leaves_no_trac
 
 def test_every_argument_of_every_call_is_tried():
     skipped = {"self", "fields", "kwargs"}
-    public = [name for name in vars(WorkflowEngine) if not name.startswith("_") and name != "aclose"]
+    public = [name for name in dir(WorkflowEngine) if not name.startswith("_") and name != "aclose"]
     assert set(public) - set(BAD) == {"get_system_health"}
     for call, tried in BAD.items():
         arguments = set(inspect.signature(getattr(WorkflowEngine, call)).parameters) - skipped
@@ -316,6 +348,17 @@ UNKNOWN = [
     ("get_execution_result", {"execution_id": "none", "wait": 5}, "execution_not_found", {"execution_id": "none"}),
     ("cancel_execution", {"execution_id": "a\0b"}, "execution_not_found", {"execution_id": "a\0b"}),
     ("watch_execution", {"execution_id": "none"}, "execution_not_found", {"execution_id": "none"}),
+    *(
+        (call, {"execution_id": "none", **arguments}, "execution_not_found", {"execution_id": "none"})
+        for call, arguments in {
+            "get_gate": {"gate_id": "s.1"},
+            "answer_gate": {"gate_id": "s.1", "answer": "approve"},
+            "pause_execution": {},
+            "resume_execution": {},
+            "retry_step": {"step_id": "s"},
+            "skip_step": {"step_id": "s"},
+        }.items()
+    ),
     ("repair_executions", {"execution_id": "none"}, "execution_not_found", {"execution_id": "none"}),
     ("find_workflows", {"agent_id": "none"}, "agent_not_found", {"agent_id": "none"}),
     ("agent_impact", {"agent_id": "none"}, "agent_not_found", {"agent_id": "none"}),

@@ -19,6 +19,7 @@ from engine.domain.execution import (
     StepStatus,
     Value,
 )
+from engine.domain.gate import GateRecord, Transition
 from engine.domain.handoff import Handoff
 
 if TYPE_CHECKING:
@@ -151,6 +152,33 @@ def step(step_id: str = "a", token: int = 100, **changes: Any) -> StepRecord:
         **changes,
     }
     return StepRecord(step_id=step_id, token=token, **given)
+
+
+def gate(gate_id: str = "approve.1", token: int = 100, **changes: Any) -> GateRecord:
+    given: dict[str, Any] = {
+        "execution_id": "flow-1",
+        "definition_id": "flow",
+        "run_id": "run-1",
+        "kind": "approval",
+        "status": "open",
+        "step_id": "approve",
+        "question": "Shall it go on?",
+        "allowed": ["approve", "reject"],
+        "opened_at": NOW + seconds(2),
+        **changes,
+    }
+    return GateRecord(gate_id=gate_id, token=token, **given)
+
+
+def transition(token: int = 200, status: ExecutionStatus | None = None, **changes: Any) -> Transition:
+    """Of run-1, which started a second after the execution was created."""
+    given: dict[str, Any] = {
+        "execution_id": "flow-1",
+        "run_id": "run-1",
+        "run_started_at": NOW + seconds(1),
+        **changes,
+    }
+    return Transition(token=token, status=status, **given)
 
 
 def context_item(item_id: str = "item-1", text: str = "what was said", **changes: Any) -> ContextItem:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from itertools import permutations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine.domain.definition import DefinitionVersion, Fallback, Step, WorkflowDefinition
+from engine.domain.definition import Compensation, DefinitionVersion, Fallback, Step, WorkflowDefinition
 from engine.domain.ids import MAX_ID_BYTES
 from engine.ports.agent_graph import AgentUse
 from tests.contract.samples import AWKWARD_TEXTS, NOW, agent, handoff, seconds, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def flow(definition_id: str, *steps: tuple[str, str] | tuple[str, str, str], version: int = 1) -> DefinitionVersion:
@@ -20,11 +23,17 @@ def flow(definition_id: str, *steps: tuple[str, str] | tuple[str, str, str], ver
         Step(id=step[0], agent_id=step[1], fallback=Fallback(agent_id=step[2]) if len(step) == 3 else None)
         for step in steps
     ]
+    return made_of(definition_id, made, version=version)
+
+
+def made_of(
+    definition_id: str, steps: Sequence[Step], final_steps: Sequence[Step] = (), version: int = 1
+) -> DefinitionVersion:
     return DefinitionVersion(
         definition_id=definition_id,
         version=version,
         content_hash=f"sha256:{version}",
-        definition=WorkflowDefinition(name="Flow", steps=made),
+        definition=WorkflowDefinition(name="Flow", steps=[*steps], final_steps=[*final_steps]),
         created_at=NOW,
         updated_at=NOW + seconds(version),
     )
@@ -106,6 +115,63 @@ async def test_a_partners_fallback_is_no_partner(agent_graph: Any) -> None:
     await agent_graph.definitions.insert_definition(flow("flow", ("a", "other", "source")))
     await hand_off(agent_graph, "source>target")
     assert await uses(agent_graph, "target") == []
+
+
+async def test_every_fallback_of_a_chain_is_one(agent_graph: Any) -> None:
+    chain = [Fallback(agent_id=agent_id, on=["timeout"]) for agent_id in ("x", "y", "x", "own")]
+    steps = [Step(id="a", agent_id="own", fallback=chain), Step(id="b", agent_id="own", fallback=chain[1:2])]
+    await agent_graph.definitions.insert_definition(made_of("flow", steps))
+    assert await uses(agent_graph, "x") == [AgentUse("flow", "fallback", ("a",))]
+    assert await uses(agent_graph, "y", limit=1) == [AgentUse("flow", "fallback", ("a", "b"))]
+    assert await uses(agent_graph, "own", limit=1) == [
+        AgentUse("flow", "agent", ("a", "b")),
+        AgentUse("flow", "fallback", ("a",)),
+    ]
+
+
+async def test_compensations_and_final_steps_use_their_agents(agent_graph: Any) -> None:
+    steps = [
+        Step(id="a", agent_id="x", compensate=Compensation(agent_id="undo")),
+        Step(id="b", agent_id="x", compensate=Compensation(agent_id="x")),
+        Step(id="c", type="approval", compensate=Compensation(agent_id="undo")),
+    ]
+    final = [Step(id="z", agent_id="undo", fallback=Fallback(agent_id="spare")), Step(id="y", agent_id="x")]
+    await agent_graph.definitions.insert_definition(made_of("flow", steps, final))
+    assert await uses(agent_graph, "x") == [AgentUse("flow", "agent", ("a", "b", "y"))]
+    assert await uses(agent_graph, "undo") == [AgentUse("flow", "agent", ("a", "c", "z"))]
+    assert await uses(agent_graph, "spare") == [AgentUse("flow", "fallback", ("z",))]
+    await agent_graph.definitions.append_version(made_of("flow", steps[:1], version=2))
+    assert await uses(agent_graph, "undo") == [AgentUse("flow", "agent", ("a",))]
+    assert await uses(agent_graph, "spare") == []
+
+
+async def test_no_handoff_holds_in_the_clean_up(agent_graph: Any) -> None:
+    steps = [
+        Step(id="a", agent_id="x"),
+        Step(id="b", agent_id="other", compensate=Compensation(agent_id="undo")),
+        Step(id="c", agent_id="undo"),
+    ]
+    await agent_graph.definitions.insert_definition(made_of("flow", steps, [Step(id="z", agent_id="x")]))
+    await agent_graph.definitions.insert_definition(made_of("undone", steps[:2]))
+    await hand_off(agent_graph, "x>target", "undo>taker")
+    assert await agent_graph.handoffs.insert_handoff(handoff("h", "undo", "bound", definition_id="undone"))
+    assert await uses(agent_graph, "target") == [
+        AgentUse("flow", "handoff", ("a",)),
+        AgentUse("undone", "handoff", ("a",)),
+    ]
+    assert await uses(agent_graph, "taker") == [AgentUse("flow", "handoff", ("c",))]
+    assert await uses(agent_graph, "bound") == []
+
+
+async def test_a_step_without_an_agent_uses_nobody(agent_graph: Any) -> None:
+    steps = [
+        Step(id="a", type="transform", transform={"b": 1}),
+        Step(id="w", type="workflow", workflow_id="other", depends_on=["a"]),
+        Step(id="x", agent_id="x", depends_on=["w"]),
+    ]
+    await agent_graph.definitions.insert_definition(made_of("flow", steps))
+    assert await uses(agent_graph, "x") == [AgentUse("flow", "agent", ("x",))]
+    assert await uses(agent_graph, "") == []
 
 
 async def test_a_bound_handoff_counts_for_its_workflow_only(agent_graph: Any) -> None:
@@ -222,7 +288,7 @@ class Model:
         for flow_id, version in self.flows.items():
             for step in [] if flow_id in self.archived else version.definition.steps:
                 roles = {"agent": step.agent_id == asked}
-                roles["fallback"] = step.fallback is not None and step.fallback.agent_id == asked
+                roles["fallback"] = asked in [fallback.agent_id for fallback in step.fallbacks]
                 pairs = [
                     {h.source_agent_id, h.target_agent_id} for h in self.handoffs if h.definition_id in (None, flow_id)
                 ]

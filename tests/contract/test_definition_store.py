@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine.domain.definition import FORMAT_VERSION
+from engine.domain.definition import FORMAT_VERSION, WorkflowDefinition
 from engine.errors import StoreError
 from tests.contract.samples import AWKWARD_TEXTS, AWKWARD_VALUES, NOW, deep_value, definition, seconds, walk
 
@@ -37,6 +37,61 @@ async def test_an_inserted_definition_comes_back_whole(definition_store: Definit
     assert await definition_store.get_definition("flow") == version
     assert await definition_store.get_definition("flow", 1) == version
     assert await definition_store.get_definition("flow", 2) is None
+
+
+async def test_every_construct_of_a_definition_comes_back(definition_store: DefinitionStore) -> None:
+    version = definition()
+    stored = version.model_copy(update={"definition": WorkflowDefinition.model_validate(EVERY_CONSTRUCT)})
+    assert await definition_store.insert_definition(stored)
+    found = await definition_store.get_definition("flow")
+    assert found == stored
+    assert found is not None
+    assert found.definition.to_dict() == EVERY_CONSTRUCT
+    assert await definition_store.append_version(stored.model_copy(update={"version": 2}))
+    listed = await definition_store.list_versions("flow", limit=5, after=None)
+    assert [each.definition.to_dict() for each in listed.items] == [EVERY_CONSTRUCT, EVERY_CONSTRUCT]
+
+
+EVERY_CONSTRUCT: dict[str, Any] = {
+    "name": "Every construct",
+    "handoffs": "follow",
+    "max_handoffs": 3,
+    "on_failure": "finish",
+    "budget": {"tokens": 5, "usd": 0.5, "agent_calls": 2, "seconds": 1.5, "on_breach": "ask"},
+    "cleanup_timeout": 60.0,
+    "steps": [
+        {
+            "id": "many",
+            "agent_id": "x",
+            "fallback": [{"agent_id": "y", "on": ["timeout"]}, {"agent_id": "z"}],
+            "foreach": {"items": "${input.files}", "as": "file", "max_concurrency": 3, "tolerate": "10%"},
+            "repeat_until": {"condition": "output.done = true", "max_iterations": 4},
+            "compensate": {"agent_id": "undo", "input_mapping": {"what": "${steps.many.output}"}},
+            "join": "settled",
+            "on_error": "ask",
+        },
+        {"id": "listed", "agent_id": "x", "foreach": {"items": [1, {"a": None}], "tolerate": 2}},
+        {"id": "made", "type": "transform", "transform": {"a": "${input.a}"}},
+        {"id": "later", "type": "wait", "wait": {"until": "${input.at}"}},
+        {"id": "child", "type": "workflow", "workflow_id": "other", "version": 2},
+        {
+            "id": "asked",
+            "type": "approval",
+            "approval": {
+                "question": "Shall it?",
+                "allowed": ["yes", "no"],
+                "schema": {"type": "object"},
+                "assignees": ["me"],
+                "timeout": 5.0,
+                "on_timeout": "escalate",
+                "default": "no",
+                "escalate_to": ["you"],
+                "fail_on": ["no"],
+            },
+        },
+    ],
+    "finally": [{"id": "last", "agent_id": "x", "fallback": {"agent_id": "y"}}],
+}
 
 
 async def test_an_id_is_taken_for_ever(definition_store: DefinitionStore) -> None:

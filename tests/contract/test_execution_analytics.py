@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine.domain.execution import ExecutionStatus, StepStatus, Usage
 from engine.ports.execution_store import Aggregates
-from tests.contract.samples import NOW, ended, execution, seconds, step
+from tests.contract.samples import NOW, ended, execution, seconds, step, transition
 
 if TYPE_CHECKING:
     from engine.adapters.sqlite.execution_store import SqliteExecutionStore as Store
@@ -73,6 +73,46 @@ async def test_retries_and_fallbacks_of_an_execution_follow_its_steps(execution_
     assert await counted() == (2, 1)
     await execution_store.finalize_execution(ended(), [step("b", attempts=4)])
     assert await counted() == (5, 1)
+
+
+async def test_each_turn_begins_with_the_steps_own_agent(execution_store: Store) -> None:
+    """A fallback is another agent than the first call's, whatever was called just before."""
+    turns = [("agent-a", 1), ("agent-b", 1), ("agent-a", 2), ("agent-c", 2), ("agent-b", 2)]
+    calls = [step(token=n, n=n, agent_id=agent_id, iteration=turn) for n, (agent_id, turn) in enumerate(turns, start=1)]
+    await execution_store.create_execution(execution(), None)
+    for call in calls:
+        await execution_store.record_steps([call], RUN_1)
+    found = await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY)
+    assert (found.retries, found.fallbacks) == (0, 3)
+    counts = [await execution_store.agent_aggregates(f"agent-{name}", NOW - DAY, NOW + DAY) for name in "abc"]
+    assert [(each.count, each.fallbacks) for each in counts] == [(2, 0), (2, 2), (1, 1)]
+
+
+async def test_only_an_executions_own_calls_of_agents_count(execution_store: Store) -> None:
+    usage = Usage(requests=2, input_tokens=9, cost_usd=1.5)
+    kept = [
+        step("a", attempts=3, usage=usage, reused_from="flow-0"),
+        step("b", n=1, agent_id="agent-b", usage=usage, reused_from="flow-0"),
+        step("b", n=2, usage=usage, reused_from="flow-0"),
+    ]
+    await execution_store.create_execution(execution(rerun_of="flow-0"), None, kept)
+    others = [
+        step("whole", kind="foreach", agent_id=None, attempts=9, usage=usage),
+        step("child", kind="workflow", agent_id=None, attempts=2, usage=usage),
+        step("made", kind="transform", agent_id=None),
+        step("asked", kind="approval", attempts=2),
+    ]
+    await execution_store.record_steps(others, RUN_1)
+    await execution_store.record_transition(transition(300, None, steps=[step("later", kind="wait", agent_id=None)]))
+    for agent_id in ("agent-a", "agent-b", ""):
+        assert await execution_store.agent_aggregates(agent_id, NOW - DAY, NOW + DAY) == Aggregates()
+    assert await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY) == Aggregates(count=1)
+    await execution_store.record_steps([step("c", usage=usage, attempts=2)], RUN_1)
+    await execution_store.finalize_execution(ended(usage=usage), [])
+    own = await execution_store.agent_aggregates("agent-a", NOW - DAY, NOW + DAY)
+    assert (own.count, own.retries, own.fallbacks, own.usage) == (1, 1, 0, usage)
+    whole = await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY)
+    assert (whole.retries, whole.fallbacks, whole.usage) == (1, 0, usage)
 
 
 async def test_steps_that_came_before_their_execution_count(execution_store: Store) -> None:

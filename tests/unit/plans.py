@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engine.domain.agent import Agent, AgentKind
 from engine.domain.definition import DefinitionVersion, WorkflowDefinition
 from engine.domain.handoff import Handoff
-from engine.domain.plan import agent_ids_of, compile_plan
+from engine.domain.plan_compiler import agent_ids_of, compile_plan, handed_agents
 
 if TYPE_CHECKING:
     from engine.domain.plan import ExecutionPlan
@@ -55,7 +55,13 @@ def handoff(number: int, source: str, target: str, *conditions: str, **fields: A
 
 
 def plan_of(steps: list[dict[str, Any]], acting: list[Handoff] | None = None, **fields: Any) -> ExecutionPlan:
-    """The plan of a definition with the handoffs that act on it; a step without ``agent_id`` has ``agent-a``."""
-    version = stored([{"agent_id": "agent-a", **step} for step in steps], **fields)
-    agents = {agent_id: agent(agent_id) for agent_id in agent_ids_of(version.definition)}
+    """The plan of a definition with the handoffs that act on it; an agent step without ``agent_id`` has ``agent-a``."""
+    version = stored([_with_agent(step) for step in steps], **fields)
+    definition = version.definition
+    ids = [*agent_ids_of(definition), *handed_agents(definition, acting or [])]
+    agents = {agent_id: agent(agent_id) for agent_id in ids}
     return compile_plan(version, agents, acting or [], default_max_retries=3)
+
+
+def _with_agent(step: dict[str, Any]) -> dict[str, Any]:
+    return step if step.get("type", "agent") != "agent" else {"agent_id": "agent-a", **step}

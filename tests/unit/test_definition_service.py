@@ -106,7 +106,7 @@ async def test_errors_keep_a_definition_from_being_stored_and_all_are_told(setti
     assert [(issue["code"], issue["path"]) for issue in issues] == [
         ("invalid_id", "steps[0].id"),
         ("missing", "steps[0].agent_id"),
-        ("unsupported", "budget"),
+        ("invalid_value", "budget"),
     ]
     assert set(issues[0]) == {"severity", "code", "path", "message", "hint"}
     assert "(and 2 more)" in caught.value.message
@@ -126,6 +126,28 @@ async def test_validation_tells_errors_or_else_which_agents_are_missing(setting:
     assert [issue.code.value for issue in await setting.service.validate_definition({"name": "x"})] == ["missing"]
     with pytest.raises(InvalidInputError):
         await setting.service.validate_definition(["x"])
+
+
+async def test_validation_tells_which_workflows_of_steps_are_missing(setting: Setting):
+    child = await setting.service.create_definition(flow(), "child")
+    gone = await setting.service.create_definition(flow(), "gone")
+    await setting.service.delete_definition(gone.definition_id)
+    steps = [
+        {"id": f"s{index}", "type": "workflow", "workflow_id": workflow_id}
+        for index, workflow_id in enumerate((child.definition_id, gone.definition_id, "chld"))
+    ]
+    issues = await setting.service.validate_definition({"name": "x", "steps": steps[:1], "finally": steps[1:]})
+    assert [(issue.severity, issue.code.value, issue.path, issue.hint) for issue in issues] == [
+        ("warning", "workflow_not_found", "finally[0].workflow_id", None),
+        ("warning", "workflow_not_found", "finally[1].workflow_id", "Did you mean 'child'?"),
+    ]
+
+
+async def test_an_update_takes_away_finally_steps_by_their_name(setting: Setting):
+    created = await setting.service.create_definition(flow(**{"finally": [{"id": "z", "agent_id": "agent-x"}]}))
+    assert [step.id for step in created.definition.final_steps] == ["z"]
+    updated = await setting.service.update_definition(created.definition_id, {"finally": None})
+    assert (updated.version, updated.definition.final_steps) == (2, [])
 
 
 async def test_an_update_makes_a_version_and_keeps_the_id(setting: Setting):
@@ -163,7 +185,7 @@ async def test_equal_content_makes_no_version(setting: Setting, updates: dict[st
         ({"name": None}, ("missing", "name")),
         ({"steps": None}, ("missing", "steps")),
         ({"steps": []}, ("invalid_value", "steps")),
-        ({"budget": {}}, ("unsupported", "budget")),
+        ({"budget": {}}, ("invalid_value", "budget")),
         ({"output_mapping": {"a": "${steps.b.output}"}}, ("unknown_step", "output_mapping.a")),
     ],
 )

@@ -27,20 +27,41 @@ from engine.adapters.pinecone_embedder import DEFAULT_MODEL as PINECONE_MODEL
 from engine.adapters.temporal.worker_factory import WORKFLOW_TASKS
 from engine.bootstrap import EMBEDDED_GRACE, WORKER_GRACE
 from engine.cli.root import baton
-from engine.domain import decisions, expressions, messages, plan, progress, structure, validation
+from engine.domain import (
+    decisions,
+    expressions,
+    flow_rules,
+    messages,
+    plan,
+    plan_compiler,
+    progress,
+    structure,
+    validation,
+)
 from engine.domain.agent_call import NON_RETRYABLE_REASONS, AgentCall, FailureReason
 from engine.domain.agent_config import MAX_CONFIG_BYTES, HttpConfig, LlmConfig, PythonConfig
 from engine.domain.conditions import parse_condition
 from engine.domain.context import ContextScope
 from engine.domain.context_text import MAX_TEXT_CHARS as MAX_STEP_TEXT_CHARS
 from engine.domain.decisions import Admission
-from engine.domain.definition import RetryPolicySpec, Step, WorkflowDefinition
+from engine.domain.definition import (
+    Approval,
+    Budget,
+    Compensation,
+    ForEach,
+    RepeatUntil,
+    RetryPolicySpec,
+    Step,
+    Wait,
+    WorkflowDefinition,
+)
 from engine.domain.execution import ExecutionStatus, StepStatus
 from engine.domain.expressions import HANDOFF_ROOTS, MissingPathError, RootsScope, compile_template
 from engine.domain.issues import IssueCode
 from engine.domain.json import MAX_DEPTH, MAX_VALUE_BYTES
 from engine.domain.metrics import METRIC_NAMES
 from engine.domain.page import MAX_LIMIT
+from engine.domain.step_rules import FIELD_TYPES, MAX_FALLBACKS, NEEDED_FIELDS
 from engine.errors import ErrorCode, InvalidInputError
 from engine.masking import MIN_SECRET_CHARS
 from engine.services import context, context_search
@@ -165,6 +186,7 @@ def test_settings_are_those_of_the_code():
         ("Errors", "code", ErrorCode),
         ("Failure reasons", "reason", FailureReason),
         ("Definitions", "issue code", IssueCode),
+        ("Definitions", "type", NEEDED_FIELDS),
         ("Statuses", "execution", ExecutionStatus),
         ("Statuses", "step", StepStatus),
         ("What runs when", "asked", re.findall(r"'(\w+)'", Admission.__annotations__["refused_by"])),
@@ -192,11 +214,16 @@ def seconds(duration: timedelta) -> str:
     ("heading", "text"),
     [
         ("Definitions", f"| `timeout` | {seconds(plan.DEFAULT_STEP_TIMEOUT)} |"),
-        ("Definitions", f"| `backoff_factor` | {plan.DEFAULT_BACKOFF:g} |"),
-        ("Definitions", f"| `initial_interval` | {seconds(plan.DEFAULT_INITIAL_INTERVAL)} |"),
-        ("Definitions", f"| `max_interval` | {seconds(plan.DEFAULT_MAX_INTERVAL)} |"),
+        ("Definitions", f"| `backoff_factor` | {plan_compiler.DEFAULT_BACKOFF:g} |"),
+        ("Definitions", f"| `initial_interval` | {seconds(plan_compiler.DEFAULT_INITIAL_INTERVAL)} |"),
+        ("Definitions", f"| `max_interval` | {seconds(plan_compiler.DEFAULT_MAX_INTERVAL)} |"),
         ("Definitions", f"| `name` | required | what people call it, up to {structure.MAX_NAME_CHARS} "),
         ("Definitions", f"up to {structure.MAX_LABELS} of up to {structure.MAX_LABEL_CHARS} characters"),
+        ("Definitions", f"| `steps` | required | 1 to {validation.MAX_STEPS:,} steps"),
+        ("Definitions", f"or a list of up to {MAX_FALLBACKS}"),
+        ("Definitions", f"the list itself, of up to {flow_rules.MAX_ITEMS:,} items"),
+        ("Definitions", f"up to {flow_rules.MAX_ALLOWED} of up to {flow_rules.MAX_ANSWER_CHARS} characters"),
+        ("Definitions", f"from 0 to {flow_rules.MAX_WAIT_SECONDS // 86400} days"),
         ("Expressions", f"up to {expressions.MAX_TEMPLATE_NODES:,} values, {expressions.MAX_TEMPLATE_DEPTH} levels"),
         ("Expressions", f" {expressions.MAX_TEMPLATE_CHARS:,} characters"),
         ("Models", f"| `max_turns` | {conversation._DEFAULT_MAX_TURNS} |"),
@@ -267,8 +294,10 @@ def test_what_is_not_retried_is_said_of_each_reason():
 
 def test_fields_are_those_of_the_models():
     described = [rows for rows in tables(section("Definitions")) if "field" in rows[0]]
-    for rows, model in zip(described, (WorkflowDefinition, Step, RetryPolicySpec), strict=True):
-        assert sorted(names(rows, "field")) == sorted(model.model_fields)
+    models = (WorkflowDefinition, Step, RetryPolicySpec, ForEach, RepeatUntil, Approval, Wait, Compensation, Budget)
+    for rows, model in zip(described, models, strict=True):
+        fields = [field.alias or name for name, field in model.model_fields.items()]
+        assert sorted(names(rows, "field")) == sorted(fields)
     kinds = {row["kind"].strip("`"): row["config"] for row in table("Agents", "kind")}
     for kind, model in {"python": PythonConfig, "http": HttpConfig, "llm": LlmConfig}.items():
         shown = [name.partition(":")[0] for name in re.findall(r"`([^`]+)`", kinds[kind])]
@@ -277,23 +306,12 @@ def test_fields_are_those_of_the_models():
     assert sorted(call) == sorted(name for name in vars(AgentCall) if not name.startswith("_"))
 
 
-def test_what_is_refused_as_unsupported_is_named():
-    sentence = re.search(r"Refused as `unsupported`.*?(\n\n|\Z)", section("Definitions"), re.DOTALL)
-    assert sentence
-    said = set(re.findall(r"`([^`]+)`", sentence[0])) - {"unsupported", "retry_policy", "fallback"}
-    fields, types = validation._UNSUPPORTED, validation._STEP_TYPES_TO_COME  # pyright: ignore[reportPrivateUsage] - what the page has to name
-    assert said == {location[-1] for location in fields} | set(types)
-
-
-def test_what_is_refused_of_built_fields_is_named():
-    sentence = re.search(r"Refused likewise.*?\n\n", section("Definitions"), re.DOTALL)
-    assert sentence
-    said = re.findall(r"`([a-z_]+): ([a-z]+)`", sentence[0])
-    assert said == [("handoffs", "follow"), ("on_error", "ask")]
-    step = {"id": "a", "agent_id": "agent-a", "on_error": "ask", "fallback": [{"agent_id": "agent-b"}]}
-    found = validation.parse_definition({"name": "A", "handoffs": "follow", "steps": [step]}).issues
-    refused = {issue.path for issue in found if issue.code is IssueCode.UNSUPPORTED}
-    assert refused == {"handoffs", "steps[0].on_error", "steps[0].fallback"}
+def test_a_type_of_step_has_the_fields_that_the_guide_says():
+    for row in table("Definitions", "type"):
+        kind = row["type"].strip("`")
+        assert row["needs"].strip("`") == NEEDED_FIELDS[kind]
+        counting = [name for name, kinds in FIELD_TYPES.items() if kind in kinds and name != NEEDED_FIELDS[kind]]
+        assert sorted(re.findall(r"`([^`]+)`", row["may have"])) == sorted(counting)
 
 
 def values_of(heading: str) -> RootsScope:

@@ -110,6 +110,10 @@ async def test_partners_that_do_not_exist_yet_are_logged(setting: Setting, caplo
         ({"trigger_conditions": [1]}, ("invalid_type", "trigger_conditions[0]")),
         ({"trigger_conditions": ["completion", "source_output.x ="]}, ("invalid_expression", "trigger_conditions[1]")),
         ({"trigger_conditions": ["output.x = 1"]}, ("invalid_expression", "trigger_conditions[0]")),
+        (
+            {"trigger_conditions": ["failure", "${steps.a.output.x} = 1"]},
+            ("invalid_expression", "trigger_conditions[1]"),
+        ),
         ({"trigger_conditions": ["completion"] * 65}, ("limit_exceeded", "trigger_conditions")),
     ],
 )
@@ -127,6 +131,12 @@ async def test_every_unreadable_condition_is_named(setting: Setting):
     issues: Any = caught.value.details["issues"]
     assert [issue["path"] for issue in issues] == ["trigger_conditions[0]", "trigger_conditions[2]"]
     assert all("at character" in issue["message"] for issue in issues)
+
+
+async def test_a_condition_on_steps_is_told_to_whom_a_handoff_belongs(setting: Setting):
+    conditions = ["input.kind = 'a' and steps.a.output.x = 1"]
+    with pytest.raises(InvalidInputError, match="belongs to agents, not to the steps of one workflow; read source_o"):
+        await setting.service.create_handoff("agent-a", "agent-b", trigger_conditions=conditions)
 
 
 async def test_an_unknown_handoff_is_not_found(setting: Setting):

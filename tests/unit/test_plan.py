@@ -9,7 +9,8 @@ import pytest
 from plans import agent, handoff, plan_of, stored
 
 from engine.domain.handoff import Handoff
-from engine.domain.plan import ExecutionPlan, PlanRecall, compile_plan
+from engine.domain.plan import ExecutionPlan, PlanRecall
+from engine.domain.plan_compiler import compile_plan
 
 
 def test_defaults_are_the_documented_ones_and_zero_retries_are_one_attempt():
@@ -112,15 +113,23 @@ def test_the_plan_holds_its_agents_and_its_hash_says_all_of_it():
 PAIR = [{"id": "s1", "agent_id": "agent-a"}, {"id": "s2", "agent_id": "agent-b", "depends_on": ["s1"]}]
 
 
-def test_an_escalation_is_the_only_handoff_that_is_warned_of():
-    edge = handoff(1, "agent-a", "agent-b")
-    back = handoff(2, "agent-b", "agent-a")
-    rescue = handoff(3, "agent-a", "agent-b", handoff_type="escalation")
-    plan = plan_of(PAIR, [edge, back, rescue])
-    (warning,) = plan.warnings
-    assert (warning.code, warning.step_id) == ("unsupported", "s1")
-    assert "h3" in warning.message
-    assert plan_of(PAIR, [rescue], handoffs="off").warnings == []
+def test_an_escalation_belongs_to_every_step_of_its_agent_and_brings_its_target_along():
+    rescue = handoff(3, "agent-a", "agent-z", handoff_type="escalation")
+    plan = plan_of(PAIR, [handoff(1, "agent-a", "agent-b"), handoff(2, "agent-b", "agent-a"), rescue])
+    assert [[one.handoff_id for one in step.escalations] for step in plan.steps] == [["h3"], []]
+    assert "agent-z" in plan.agents
+    off = plan_of(PAIR, [rescue], handoffs="off")
+    assert [step.escalations for step in off.steps] == [[], []]
+    assert "agent-z" not in off.agents
+
+
+def test_what_leads_to_no_step_is_followed_only_where_it_is_asked_for():
+    acting = [handoff(1, "agent-a", "agent-b"), handoff(2, "agent-a", "agent-y"), handoff(3, "agent-y", "agent-z")]
+    assert [step.follows for step in plan_of(PAIR, acting).steps] == [[], []]
+    plan = plan_of(PAIR, acting, handoffs="follow")
+    assert [[one.handoff_id for one in step.follows] for step in plan.steps] == [["h2"], []]
+    assert {"agent-y", "agent-z"} <= set(plan.agents)
+    assert plan.steps[0].handed == ["source_output"]
 
 
 def test_handoffs_between_the_agents_of_dependent_steps_govern_the_edge_the_first_made_first():
@@ -135,12 +144,11 @@ def test_handoffs_between_the_agents_of_dependent_steps_govern_the_edge_the_firs
 
 def test_an_edge_makes_its_source_hand_over_what_it_reads():
     acting = [
-        handoff(1, "agent-a", "agent-b", "source_output.done and steps.s1.output.n = 1", data_mapping={"odd key": "k"}),
+        handoff(1, "agent-a", "agent-b", "source_output.done", data_mapping={"odd key": "k"}),
         handoff(2, "agent-a", "agent-b", "input.kind = 'x'", data_mapping={"plan": "p"}),
     ]
     s1, s2 = plan_of(PAIR, acting).steps
     assert s1.handed == ['source_output["odd key"]', "source_output.done", "source_output.plan"]
-    assert s1.declared == ["output.n"]
     assert s2.handed == []
     assert plan_of(PAIR, acting).declared_input == ["input.kind"]
 
@@ -155,12 +163,6 @@ def test_what_a_condition_reads_is_a_dependency_and_declared():
 
 def two(*names: str) -> list[dict[str, object]]:
     return [{"id": name} for name in names]
-
-
-def test_a_handoff_may_read_steps_that_the_workflow_has_not():
-    (s1, s2) = plan_of(PAIR, [handoff(1, "agent-a", "agent-b", "steps.elsewhere.output.n = 1")]).steps
-    assert [edge.handoff_id for edge in s2.edges] == ["h1"]
-    assert s1.declared == []
 
 
 @pytest.mark.parametrize("defaults", [None, {"retry_policy": {"max_retries": 5}}])
@@ -178,7 +180,7 @@ def test_how_a_step_decides_and_fails_is_taken_over():
         on_failure="finish",
     ).steps
     assert (first.when, first.join, first.on_error, first.retry.jitter) == ("input.go", "any", "continue", True)
-    assert (first.fallback_on, second.fallback_on) == (["timeout"], [])
+    assert (first.fallback_reasons, second.fallback_reasons) == ([["timeout"]], [[]])
     assert (second.when, second.join, second.on_error, second.retry.jitter) == (None, "all", "fail", False)
     assert plan_of([{"id": "a"}], on_failure="finish").on_failure == "finish"
     assert plan_of([{"id": "a"}]).on_failure == "cancel"

@@ -24,14 +24,8 @@ from engine.domain.execution import (
     Value,
 )
 from engine.domain.messages import MAX_PAYLOAD_BYTES, CarriedState, StepOutcome
-from engine.domain.progress import (
-    MAX_PENDING_CALLS,
-    MAX_RESUMES,
-    CallFailure,
-    ExecutionProgress,
-    InvokeAgent,
-    RunFacts,
-)
+from engine.domain.progress import MAX_PENDING_CALLS, CallFailure, ExecutionProgress, InvokeAgent, RunFacts
+from engine.domain.unit_work import MAX_RESUMES
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -61,7 +55,20 @@ def complete(progress: ExecutionProgress, action: InvokeAgent, output: Any = Non
 
 
 def fail(progress: ExecutionProgress, action: InvokeAgent, *args: Any, **fields: Any) -> InvokeAgent | None:
-    return progress.apply_failure(action.address, failure(*args, **fields), action.call, NOW)
+    """Let a call fail; return the call that takes its place, if one does."""
+    progress.apply_failure(action.address, failure(*args, **fields), action.call, NOW)
+    return replacement(progress)
+
+
+def replacement(progress: ExecutionProgress) -> InvokeAgent | None:
+    work = progress.work
+    if work.resumed:
+        return work.resumed.popleft()
+    if not work.again:
+        return None
+    action = work.begin(work.again.popleft(), NOW)
+    assert isinstance(action, InvokeAgent)
+    return action
 
 
 def ids(actions: list[InvokeAgent]) -> list[str]:
@@ -916,7 +923,7 @@ def test_handoffs_are_not_lost_nor_doubled_when_the_first_call_fails_for_good(ki
     progress = acting_pair()
     (b,) = progress.next_actions(NOW)
     failed_at = NOW + timedelta(seconds=30)
-    assert progress.apply_failure(b.address, failure(kind), b.call, failed_at) is None
+    progress.apply_failure(b.address, failure(kind), b.call, failed_at)
     (record,) = progress.take_decided()
     assert handoff_ids(record.events) == handoff_ids(b.call.events)
     assert len(handoff_ids(record.events)) == 2
@@ -1113,7 +1120,7 @@ def test_only_the_last_call_takes_the_end_with_it() -> None:
     (last,) = progress.next_actions(NOW)
     assert last.call.closing is not None
     assert (last.call.closing.step_ids, last.call.closing.usage) == (["a", "b"], Usage(requests=2))
-    fallback = progress.apply_failure(last.address, failure(usage=Usage(requests=1)), last.call, NOW)
+    fallback = fail(progress, last, usage=Usage(requests=1))
     assert fallback is not None
     assert fallback.call.decided
     assert fallback.call.closing is not None

@@ -9,17 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import flow, found, only_issue, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.domain.definition import (
+    Approval,
+    Budget,
+    Compensation,
+    Fallback,
+    ForEach,
+    RepeatUntil,
+    Step,
+    StepDefaults,
+    Wait,
+    WorkflowDefinition,
+)
 from engine.domain.expressions import MAX_TEMPLATE_NODES
-from engine.domain.issues import Issue, IssueCode, nearest_word
+from engine.domain.issues import IssueCode, nearest_word
 from engine.domain.validation import (
     MAX_STEPS,
     agent_issues,
     check_input,
     definition_schema,
     parse_definition,
+    workflow_issues,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -50,24 +64,6 @@ API_EXAMPLE: dict[str, Any] = {
     "tags": ["feature", "implementation"],
     "metadata": {"owner": "engineering", "priority": "high"},
 }
-
-
-def step(step_id: str = "a", **fields: Any) -> dict[str, Any]:
-    return {"id": step_id, "agent_id": "agent-x", **fields}
-
-
-def flow(*steps: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return {"name": "Flow", "steps": list(steps) or [step()], **fields}
-
-
-def found(raw: object) -> list[tuple[str, str]]:
-    return [(issue.code.value, issue.path) for issue in parse_definition(raw).issues]
-
-
-def only_issue(raw: object) -> Issue:
-    issues = parse_definition(raw).issues
-    assert len(issues) == 1, issues
-    return issues[0]
 
 
 def test_the_example_of_the_api_is_right_and_kept_unchanged():
@@ -114,6 +110,20 @@ def test_nulls_are_fields_that_are_not_set():
         (flow(step("a" * 65)), [("invalid_id", "steps[0].id")]),
         (flow({"id": "a", "agent_id": "Agent X"}), [("invalid_id", "steps[0].agent_id")]),
         (flow(step(fallback={"agent_id": "-x"})), [("invalid_id", "steps[0].fallback.agent_id")]),
+        (flow({"id": "a", "agent_id": 5}), [("invalid_type", "steps[0].agent_id")]),
+        (flow({"id": "a", "agent_id": {1}}), [("invalid_value", "steps[0].agent_id")]),
+        (flow(**{"finally": [step("z", timeout=float("nan"))]}), [("invalid_value", "finally[0].timeout")]),
+        (flow(**{"finally": [{**step("z"), 5: 1}]}), [("invalid_type", "finally[0].5")]),
+        (flow(**{"finally": {}}), [("invalid_type", "finally")]),
+        (flow(**{"finally": [3]}), [("invalid_type", "finally[0]")]),
+        (flow(final_steps=[]), [("unknown_field", "final_steps")]),
+        (flow(budget={}), [("invalid_value", "budget")]),
+        (flow(budget={"on_breach": "ask"}), [("invalid_value", "budget")]),
+        (flow(budget={"tokens": 0}), [("invalid_value", "budget.tokens")]),
+        (flow(budget={"usd": "2"}), [("invalid_type", "budget.usd")]),
+        (flow(cleanup_timeout=0), [("invalid_value", "cleanup_timeout")]),
+        (flow(cleanup_timeout=86401), [("invalid_value", "cleanup_timeout")]),
+        (flow(handoffs="follow", max_handoffs=0), [("invalid_value", "max_handoffs")]),
         (flow(step(), step()), [("duplicate_id", "steps[1].id")]),
         (flow(step(), step("b", depends_on=["a", "a"])), [("duplicate_id", "steps[1].depends_on[1]")]),
         (flow(step(depends_on=["a"])), [("cycle", "steps[0].depends_on[0]")]),
@@ -161,33 +171,6 @@ def test_each_mistake_is_found_where_it_is(raw: object, expected: list[tuple[str
     assert all(issue.severity == "error" and issue.message.strip() for issue in parsed.issues)
 
 
-@pytest.mark.parametrize("name", ["budget", "finally"])
-def test_a_field_of_the_format_that_is_not_built_is_unsupported(name: str):
-    issue = only_issue(flow(**{name: "x"}))
-    assert (issue.code, issue.path) == (IssueCode.UNSUPPORTED, name)
-    assert name in issue.message
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("on_error", "ask"),
-        ("foreach", {"items": "${input.a}"}),
-        ("repeat_until", {"condition": "output.done = true"}),
-        ("compensate", {"agent_id": "agent-x"}),
-        ("approval", {}),
-        ("wait", {"seconds": 1}),
-        ("transform", {}),
-        ("workflow_id", "x"),
-        ("version", 1),
-        ("fallback", [{"agent_id": "agent-y"}]),
-    ],
-)
-def test_a_field_of_a_step_that_is_not_built_is_unsupported(name: str, value: object):
-    issue = only_issue(flow(step(**{name: value})))
-    assert (issue.code, issue.path) == (IssueCode.UNSUPPORTED, f"steps[0].{name}")
-
-
 def test_what_decides_and_what_a_failure_does_are_kept_unchanged():
     raw = flow(
         step(
@@ -209,20 +192,6 @@ def test_what_decides_and_what_a_failure_does_are_kept_unchanged():
 
 
 @pytest.mark.parametrize(
-    ("raw", "word"),
-    [
-        (flow(handoffs="follow"), "edges"),
-        (flow(step(on_error="ask")), "fail or continue"),
-    ],
-)
-def test_a_choice_that_is_not_built_is_unsupported_and_says_what_there_is(raw: object, word: str):
-    issue = only_issue(raw)
-    assert issue.code is IssueCode.UNSUPPORTED
-    assert "not supported yet" in issue.message
-    assert word in issue.message
-
-
-@pytest.mark.parametrize(
     ("raw", "path", "hint"),
     [
         (flow(step(join="al")), "steps[0].join", "all"),
@@ -230,6 +199,8 @@ def test_a_choice_that_is_not_built_is_unsupported_and_says_what_there_is(raw: o
         (flow(step(on_error="continu")), "steps[0].on_error", "continue"),
         (flow(handoffs="edge"), "handoffs", "edges"),
         (flow(on_failure="finis"), "on_failure", "finish"),
+        (flow(step(on_error="aks")), "steps[0].on_error", "ask"),
+        (flow(budget={"tokens": 1, "on_breach": "aks"}), "budget.on_breach", "ask"),
     ],
 )
 def test_a_wrong_choice_has_a_hint(raw: object, path: str, hint: str):
@@ -297,11 +268,6 @@ def test_a_step_may_be_reminded_of_something_and_read_it():
     assert found(raw) == []
 
 
-@pytest.mark.parametrize("kind", ["approval", "wait", "workflow", "transform"])
-def test_a_step_of_a_type_to_come_is_unsupported_and_needs_no_agent(kind: str):
-    assert found(flow({"id": "a", "type": kind})) == [("unsupported", "steps[0].type")]
-
-
 def test_type_agent_is_fine_and_another_word_is_not():
     assert found(flow(step(type="agent"))) == []
     issue = only_issue(flow(step(type="agnt")))
@@ -315,6 +281,11 @@ def test_type_agent_is_fine_and_another_word_is_not():
         (flow(step(timout=1)), "steps[0].timout", "timeout"),
         (flow(step(retry_policy={"max_retry": 1})), "steps[0].retry_policy.max_retry", "max_retries"),
         (flow(defaults={"total_timeot": 1}), "defaults.total_timeot", "total_timeout"),
+        (flow(finaly=[]), "finaly", "finally"),
+        (flow(budget={"tokens": 1, "agent_call": 2}), "budget.agent_call", "agent_calls"),
+        (flow(step(foreach={"items": [], "tolerat": 1})), "steps[0].foreach.tolerat", "tolerate"),
+        (flow(**{"finally": [step("z", timout=1)]}), "finally[0].timout", "timeout"),
+        (flow(step(fallback=[{"agent_id": "b", "onn": []}])), "steps[0].fallback[0].onn", "on"),
     ],
 )
 def test_an_unknown_field_comes_with_the_one_that_was_meant(raw: object, path: str, hint: str):
@@ -387,6 +358,7 @@ def test_a_long_chain_is_checked_without_recursion_and_a_long_cycle_is_shortened
     assert issue.code == IssueCode.CYCLE
     assert len(issue.message) < 300
     assert found(flow(*steps, step("more"))) == [("limit_exceeded", "steps")]
+    assert found(flow(*steps, **{"finally": [step("z")]})) == [("limit_exceeded", "steps")]
 
 
 def test_a_definition_over_its_size_is_refused():
@@ -451,6 +423,7 @@ def test_issues_come_all_at_once_in_the_order_of_the_document():
     raw = {
         "steps": [{"agent_id": "agent-x", "id": "1", "timeout": "x"}, step("b", depends_on=["zz"], finaly=1)],
         "budget": {},
+        "finally": [step("z", wen="x")],
         "tags": [""],
     }
     assert [path for _, path in found(raw)] == [
@@ -459,6 +432,7 @@ def test_issues_come_all_at_once_in_the_order_of_the_document():
         "steps[1].depends_on[0]",
         "steps[1].finaly",
         "budget",
+        "finally[0].wen",
         "tags[0]",
         "name",
     ]
@@ -472,6 +446,36 @@ def test_agents_that_do_not_exist_are_warnings():
         ("warning", IssueCode.AGENT_NOT_FOUND, "steps[0].agent_id"),
         ("warning", IssueCode.AGENT_NOT_FOUND, "steps[0].fallback.agent_id"),
     ]
+
+
+def test_every_mention_of_an_agent_or_a_workflow_that_does_not_exist_is_a_warning():
+    raw = flow(
+        step(fallback=[{"agent_id": "agent-y"}, {"agent_id": "agent-no"}], compensate={"agent_id": "agent-undo"}),
+        {"id": "b", "type": "workflow", "workflow_id": "other", "compensate": {"agent_id": "agent-x"}},
+        {"id": "c", "type": "workflow", "workflow_id": "articel"},
+        **{"finally": [step("z", agent_id="agent-z", fallback={"agent_id": "agent-no"})]},
+    )
+    parsed = parse_definition(raw)
+    assert parsed.definition is not None, parsed.issues
+    assert [issue.path for issue in agent_issues(parsed.definition, {"agent-x", "agent-y"})] == [
+        "steps[0].fallback[1].agent_id",
+        "steps[0].compensate.agent_id",
+        "finally[0].agent_id",
+        "finally[0].fallback.agent_id",
+    ]
+    (issue,) = workflow_issues(parsed.definition, {"other", "article"})
+    assert (issue.severity, issue.code, issue.path) == (
+        "warning",
+        IssueCode.WORKFLOW_NOT_FOUND,
+        "steps[2].workflow_id",
+    )
+    assert issue.hint == "Did you mean 'article'?"
+
+
+def test_the_most_handoffs_count_only_where_they_are_followed():
+    assert found(flow(handoffs="follow", max_handoffs=3)) == []
+    issue = only_issue(flow(max_handoffs=3))
+    assert (issue.severity, issue.path) == ("warning", "max_handoffs")
 
 
 SCHEMA: dict[str, Any] = {
@@ -547,8 +551,15 @@ def test_the_shipped_schema_is_the_generated_one_and_takes_what_the_validator_ta
     Draft202012Validator.check_schema(shipped)
     validator = Draft202012Validator(shipped)
     assert validator.is_valid(API_EXAMPLE)
-    for wrong in (flow(foo=1), flow(step("1")), {"name": "x", "steps": []}, flow(step(timeout=0))):
-        assert not validator.is_valid(wrong)
+    assert validator.is_valid(flow({"id": "a", "type": "wait", "wait": {"seconds": 1}}, **{"finally": [step("z")]}))
+    wrong = [
+        *(flow(foo=1), flow(step("1")), {"name": "x", "steps": []}, flow(step(timeout=0))),
+        *(flow({"id": "a"}), flow(step(type="wait")), flow(step(transform={})), flow({"id": "a", "type": "approval"})),
+        *(flow({"id": "a", "type": "wait", "wait": {}}), flow(budget={}), flow(final_steps=[])),
+    ]
+    for document in wrong:
+        assert not validator.is_valid(document), document
+        assert parse_definition(document).definition is None, document
 
 
 def test_every_code_says_what_it_means():
@@ -563,37 +574,31 @@ def test_nearest_word_ignores_case_and_gives_up_on_long_words():
     assert nearest_word("t" * 101, ["t" * 100]) is None
 
 
+PART_KEYS = sorted(
+    {"id", "a", "kind"}
+    | {
+        field.alias or name
+        for model in (ForEach, RepeatUntil, Approval, Wait, Budget, Compensation, Fallback, StepDefaults)
+        for name, field in model.model_fields.items()
+    }
+)
 scraps = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("${steps.a.output.b}"),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["id", "agent_id", "a", "depends_on", "timeout", "kind"]), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(PART_KEYS), inner, max_size=3),
     max_leaves=8,
 )
-names = [
-    "name", "steps", "tags", "metadata", "input_schema", "defaults", "output_mapping", "finally", "x",
-]  # fmt: skip
-step_names = [
-    "id",
-    "agent_id",
-    "type",
-    "input_mapping",
-    "output_mapping",
-    "depends_on",
-    "retry_policy",
-    "fallback",
-    "x",
-]
+names = [*(field.alias or name for name, field in WorkflowDefinition.model_fields.items()), "x"]
+step_names = [*Step.model_fields, "x"]
+kinds = st.sampled_from(["agent", "transform", "wait", "workflow", "approval", "x"])
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(names), scraps),
-    st.lists(st.dictionaries(st.sampled_from(step_names), scraps) | scraps, max_size=3),
+    st.lists(st.dictionaries(st.sampled_from(step_names), scraps | kinds) | scraps, max_size=3),
 )
 def test_whatever_comes_in_is_answered(top: dict[str, Any], steps: list[Any]):
-    for raw in (top, {**top, "steps": steps}, {"name": "x", "steps": steps}):
+    for raw in (top, {**top, "steps": steps}, {"name": "x", "steps": steps}, flow(**{"finally": steps})):
         parsed = parse_definition(raw)
         assert (parsed.definition is None) == any(issue.severity == "error" for issue in parsed.issues)
         keys = [(issue.code, issue.path, issue.message) for issue in parsed.issues]

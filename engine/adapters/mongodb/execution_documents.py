@@ -15,7 +15,7 @@ from pymongo import ReplaceOne, UpdateOne
 
 from engine.adapters.mongodb.schema import BEHIND_ALL, TENANT, Document, key, position
 from engine.adapters.packing import instant_text, pack, unpack
-from engine.adapters.standing import outranks, reopened, with_beginning
+from engine.adapters.standing import HELD, outranks, reopened, with_beginning
 from engine.domain.execution import ExecutionRecord, ExecutionStatus
 
 if TYPE_CHECKING:
@@ -129,10 +129,10 @@ def enter_run(execution_id: str, run_id: str, run_started_at: str) -> UpdateOne:
         "entered_at": {"$lt": run_started_at},
     }
     # In a pipeline a text may be taken for a field, so none stands there bare.
-    waiting = [{"$literal": status.value} for status in (ExecutionStatus.WAITING, ExecutionStatus.PAUSED)]
+    held = [{"$literal": status.value} for status in HELD]
     running = {"$literal": ExecutionStatus.RUNNING.value}
     entered: Document = {
-        "status": {"$cond": [{"$in": ["$status", waiting]}, "$status", running]},
+        "status": {"$cond": [{"$in": ["$status", held]}, "$status", running]},
         "is_open": True,
         "started_at": {"$ifNull": ["$started_at", {"$literal": run_started_at}]},
         "run_id": {"$literal": run_id},

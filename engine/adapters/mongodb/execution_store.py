@@ -23,6 +23,7 @@ from engine.adapters.mongodb.execution_documents import (
     list_query,
     read_execution,
 )
+from engine.adapters.mongodb.gates import MongoGates
 from engine.adapters.mongodb.leases import MongoLeases
 from engine.adapters.mongodb.schema import Document, key
 from engine.adapters.mongodb.step_writes import (
@@ -35,7 +36,7 @@ from engine.adapters.mongodb.step_writes import (
     write_errors,
 )
 from engine.adapters.packing import instant_text, unpack
-from engine.adapters.standing import claimed
+from engine.adapters.standing import claimed, is_agent_call, transitioned
 from engine.domain.execution import ExecutionRecord, StepRecord
 from engine.domain.page import Page
 
@@ -49,8 +50,9 @@ if TYPE_CHECKING:
     from engine.adapters.codec import Codec
     from engine.adapters.mongodb.connection import MongoDatabase
     from engine.domain.execution import ExecutionStatus
+    from engine.domain.gate import GateRecord, Transition
     from engine.domain.page import Position
-    from engine.ports.execution_store import Aggregates, ExecutionFilter, Lease
+    from engine.ports.execution_store import Aggregates, ExecutionFilter, GateFilter, Lease
     from engine.ports.health import StoreHealth
 
 __all__ = ["MongoExecutionStore"]
@@ -67,17 +69,24 @@ class MongoExecutionStore:
         self._database = database
         self._codec = codec
         self._writes = StepWrites(database)
+        self._gates = MongoGates(database, codec)
         self._leases = MongoLeases(database)
         self._known_plans: dict[str, None] = {}
 
-    async def create_execution(self, record: ExecutionRecord, plan: bytes | None) -> ExecutionRecord | None:
-        """Insert a record and, before it, its plan; return None, or the record that was there first."""
+    async def create_execution(
+        self, record: ExecutionRecord, plan: bytes | None, steps: Sequence[StepRecord] = ()
+    ) -> ExecutionRecord | None:
+        """Insert a record and, before it, its plan and its steps; return None, or the record that was there first."""
         document = self._sized(execution_document(self._codec, record), f"execution {record.execution_id}")
-        if plan is not None and record.plan_hash not in self._known_plans:
+        unknown = None if record.plan_hash in self._known_plans else plan
+        if steps or unknown is not None:
             # One that exists writes nothing, and nearly every plan is known here.
             if (stored := await self.get_execution(record.execution_id)) is not None:
                 return stored
-            await self._put_plan(record.plan_hash, plan)
+            if unknown is not None:
+                await self._put_plan(record.plan_hash, unknown)
+            if steps:
+                await self._put_steps(steps, None)
 
         async def insert() -> bool:
             try:
@@ -189,6 +198,27 @@ class MongoExecutionStore:
             await self._put_steps(steps, None)
         return await self._end(record)
 
+    async def record_transition(self, change: Transition) -> None:
+        """Write gates and steps, then the change of status."""
+        await self._gates.put(change.gates)
+        if change.steps:
+            await self._put_steps(change.steps, None)
+        while (stored := await self._find(execution_key(change.execution_id))) is not None:
+            standing = transitioned(read_execution(self._codec, stored), change)
+            if standing is None:
+                return
+            document = self._sized(execution_document(self._codec, standing), f"execution {change.execution_id}")
+            if await self._swapped(stored, document):
+                return
+
+    async def get_gate(self, execution_id: str, gate_id: str) -> GateRecord | None:
+        """Return a gate, open or not, or None."""
+        return await self._gates.get(execution_id, gate_id)
+
+    async def list_gates(self, query: GateFilter, *, limit: int, after: Position | None) -> Page[GateRecord]:
+        """Return open gates, oldest first."""
+        return await self._gates.list_open(query, limit, after)
+
     async def repair_execution(self, record: ExecutionRecord, *, expected: ExecutionStatus) -> bool:
         """Replace the record when its stored status still is ``expected``; return whether it was."""
         document = self._sized(execution_document(self._codec, record), f"execution {record.execution_id}")
@@ -253,7 +283,7 @@ class MongoExecutionStore:
             self._known_plans.clear()
         self._known_plans[plan_hash] = None
 
-    async def _put_steps(self, steps: list[StepRecord], entering: tuple[str, str, str] | None) -> list[StepRecord]:
+    async def _put_steps(self, steps: Sequence[StepRecord], entering: tuple[str, str, str] | None) -> list[StepRecord]:
         latest = _latest(steps)
         write = StepWrite(await self._step_documents(list(latest.values())), entering)
         standing = dict(latest)
@@ -263,10 +293,13 @@ class MongoExecutionStore:
         return [standing[_address(step)] for step in steps]
 
     async def _step_documents(self, steps: Sequence[StepRecord]) -> list[Document]:
-        """Return the documents of steps; a call after the first is a fallback when another agent was called before."""
-        agents = {_address(step): step.agent_id for step in steps}
-        before = {_before(step) for step in steps if step.n > 1}
-        if missing := before - agents.keys():
+        """Return the documents of steps.
+
+        A call is a fallback's when the first one at its address, with which each turn begins, was to another agent.
+        """
+        agents = {_address(step): step.agent_id if is_agent_call(step) else None for step in steps}
+        first = {_first(step) for step in steps if step.n > 1}
+        if missing := first - agents.keys():
             keys = {step_key(address): address for address in missing}
             found = await self._database.run(
                 lambda: self._executions.find({"_id": {"$in": list(keys)}}, {"agent_id": 1}).to_list(None)
@@ -275,8 +308,8 @@ class MongoExecutionStore:
                 agents[keys[cast("str", document["_id"])]] = cast("str | None", document["agent_id"])
         documents: list[Document] = []
         for step in steps:
-            previous = agents.get(_before(step)) if step.n > 1 else None
-            is_fallback = None not in (previous, step.agent_id) and previous != step.agent_id
+            own_agent = agents.get(_first(step)) if step.n > 1 else None
+            is_fallback = None not in (own_agent, step.agent_id) and own_agent != step.agent_id
             document = step_document(self._codec, step, is_fallback=is_fallback)
             documents.append(self._sized(document, f"step {step.step_id} of {step.execution_id}"))
         return documents
@@ -338,5 +371,5 @@ def _address(step: StepRecord) -> _Address:
     return (step.execution_id, step.run_id, step.step_id, step.item, step.n)
 
 
-def _before(step: StepRecord) -> _Address:
-    return (step.execution_id, step.run_id, step.step_id, step.item, step.n - 1)
+def _first(step: StepRecord) -> _Address:
+    return (step.execution_id, step.run_id, step.step_id, step.item, 1)

@@ -18,12 +18,14 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 if TYPE_CHECKING:
     from engine.domain.page import Position
 
-__all__ = ["BEHIND_ALL", "INDEXES", "TENANT", "Document", "key", "keys_below", "position"]
+__all__ = ["BEFORE_ALL", "BEHIND_ALL", "INDEXES", "TENANT", "Document", "key", "keys_below", "position"]
 
 Document: TypeAlias = "dict[str, object]"
 
 TENANT: Final = "default"
 """The only tenant, until there is access control."""
+BEFORE_ALL: Final[Position] = ("", "")
+"""Less than every position: where an ascending list starts."""
 BEHIND_ALL: Final[Position] = ("~", "")
 """Greater than every instant's text: where a descending list starts."""
 
@@ -37,6 +39,7 @@ def _index(name: str, *keys: str, of: Document | None = None, latest_first: bool
 
 
 _EXECUTION: Final[Document] = {"kind": "execution"}
+_OPEN: Final[Document] = {"is_open": True}
 
 INDEXES: Final[dict[str, list[IndexModel]]] = {
     "executions": [
@@ -51,7 +54,7 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
             *("kind", "tenant", "definition_id", "position", "created_on", "status", "duration", *_USAGE),
             of=_EXECUTION,
         ),
-        _index("open_executions", "tenant", "is_open", "position", of={"is_open": True}),
+        _index("open_executions", "tenant", "is_open", "position", of=_OPEN),
         _index("executions_by_tag", "tenant", "tags", "position", of={"tags": {"$exists": True}}),
         _index(
             "steps_by_agent",
@@ -64,6 +67,23 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
             "repeated_steps",
             *("tenant", "is_repeated", "counted_at", "execution", "retries", "fallbacks"),
             of={"is_repeated": True},
+        ),
+    ],
+    # What is over leaves them, so that they are as long as there are questions.
+    "gates": [
+        _index("open_gates", "tenant", "is_open", "position", of=_OPEN, latest_first=False),
+        _index(
+            "gates_of_execution",
+            *("tenant", "is_open", "execution_id", "position", "definition_id"),
+            of=_OPEN,
+            latest_first=False,
+        ),
+        _index("gates_of_definition", "tenant", "is_open", "definition_id", "position", of=_OPEN, latest_first=False),
+        _index(
+            "gates_of_assignee",
+            *("tenant", "is_open", "assignees", "position", "definition_id", "execution_id"),
+            of=_OPEN,
+            latest_first=False,
         ),
     ],
     "context_items": [

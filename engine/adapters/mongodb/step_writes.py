@@ -18,6 +18,7 @@ from engine.adapters.batching import Batches, BatchFailure
 from engine.adapters.mongodb.execution_documents import enter_run, execution_key
 from engine.adapters.mongodb.schema import TENANT, Document, key, keys_below
 from engine.adapters.packing import instant_text, pack
+from engine.adapters.standing import is_agent_call
 from engine.domain.execution import StepStatus
 
 if TYPE_CHECKING:
@@ -177,14 +178,16 @@ def step_document(codec: Codec, step: StepRecord, *, is_fallback: bool) -> Docum
     duration = None
     if step.status is StepStatus.COMPLETED and step.started_at is not None and step.completed_at is not None:
         duration = (step.completed_at - step.started_at).total_seconds()
-    retries, fallbacks = max(step.attempts - 1, 0), int(is_fallback)
+    # What calls no agent, or was called by another execution, is not measured.
+    is_measured = is_agent_call(step)
+    retries, fallbacks = (max(step.attempts - 1, 0), int(is_fallback)) if is_measured else (0, 0)
     document: Document = {
         "_id": step_key((step.execution_id, step.run_id, step.step_id, step.item, step.n)),
         "kind": "step",
         "tenant": TENANT,
         "token": step.token,
         "status": step.status.value,
-        "agent_id": step.agent_id,
+        "agent_id": step.agent_id if is_measured else None,
         "duration": duration,
         "retries": retries,
         "fallbacks": fallbacks,
@@ -195,7 +198,7 @@ def step_document(codec: Codec, step: StepRecord, *, is_fallback: bool) -> Docum
         "cost_usd": usage.cost_usd,
         "body": pack(codec, step),
     }
-    if step.agent_id is not None and started_at is not None:
+    if is_measured and step.agent_id is not None and started_at is not None:
         document |= {"called_agent_id": step.agent_id, "started_at": started_at, "started_on": started_at[:10]}
     if retries or fallbacks:
         # One that never started counts whenever it is asked for.

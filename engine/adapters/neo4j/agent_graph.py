@@ -33,19 +33,30 @@ if TYPE_CHECKING:
 
 __all__ = ["READ_STATEMENTS", "Neo4jAgentGraph"]
 
-_CALLED: Final = """MATCH (s:Step) USING INDEX SEEK s:Step(tenant, agent_id, workflow_id)
-    WHERE s.tenant = $tenant AND s.agent_id = $id AND s.workflow_id >= $first AND s.workflow_id <= $last
-        AND CASE WHEN s.workflow_id = $after THEN $is_after_inclusive ELSE true END
-    MATCH (w:Workflow {tenant: $tenant, id: s.workflow_id}) WHERE w.status = 'active'
-    WITH s.tenant AS tenant, s.agent_id AS agent_id, s.workflow_id AS workflow_id,
+_CALLED: Final = """MATCH (s:Step)-[u:USES_AGENT]->(:Agent)
+    USING INDEX SEEK u:USES_AGENT(tenant, agent_id, workflow_id)
+    WHERE u.tenant = $tenant AND u.agent_id = $id AND u.workflow_id >= $first AND u.workflow_id <= $last
+        AND CASE WHEN u.workflow_id = $after THEN $is_after_inclusive ELSE true END
+    MATCH (w:Workflow {tenant: $tenant, id: u.workflow_id}) WHERE w.status = 'active'
+    WITH u.tenant AS tenant, u.agent_id AS agent_id, u.workflow_id AS workflow_id,
         collect([s.position, s.step_id]) AS steps
     ORDER BY tenant, agent_id, workflow_id LIMIT $count
     RETURN workflow_id, steps"""
-_FALLEN_BACK_TO: Final = """MATCH (s:Step) USING INDEX SEEK s:Step(tenant, fallback_agent_id, workflow_id)
-    WHERE s.tenant = $tenant AND s.fallback_agent_id = $id AND s.workflow_id >= $first AND s.workflow_id <= $last
-        AND CASE WHEN s.workflow_id = $after THEN $is_after_inclusive ELSE true END
-    MATCH (w:Workflow {tenant: $tenant, id: s.workflow_id}) WHERE w.status = 'active'
-    WITH s.tenant AS tenant, s.fallback_agent_id AS agent_id, s.workflow_id AS workflow_id,
+_FALLEN_BACK_TO: Final = """MATCH (s:Step)-[f:FALLS_BACK_TO]->(:Agent)
+    USING INDEX SEEK f:FALLS_BACK_TO(tenant, agent_id, workflow_id)
+    WHERE f.tenant = $tenant AND f.agent_id = $id AND f.workflow_id >= $first AND f.workflow_id <= $last
+        AND CASE WHEN f.workflow_id = $after THEN $is_after_inclusive ELSE true END
+    MATCH (w:Workflow {tenant: $tenant, id: f.workflow_id}) WHERE w.status = 'active'
+    WITH f.tenant AS tenant, f.agent_id AS agent_id, f.workflow_id AS workflow_id,
+        collect([s.position, s.step_id]) AS steps
+    ORDER BY tenant, agent_id, workflow_id LIMIT $count
+    RETURN workflow_id, steps"""
+_HANDED_OVER: Final = """MATCH (s:Step)-[u:USES_AGENT]->(:Agent)
+    USING INDEX SEEK u:USES_AGENT(tenant, agent_id, workflow_id)
+    WHERE u.tenant = $tenant AND u.agent_id = $id AND u.workflow_id >= $first AND u.workflow_id <= $last
+        AND CASE WHEN u.workflow_id = $after THEN $is_after_inclusive ELSE true END AND NOT u.is_clean_up
+    MATCH (w:Workflow {tenant: $tenant, id: u.workflow_id}) WHERE w.status = 'active'
+    WITH u.tenant AS tenant, u.agent_id AS agent_id, u.workflow_id AS workflow_id,
         collect([s.position, s.step_id]) AS steps
     ORDER BY tenant, agent_id, workflow_id LIMIT $count
     RETURN workflow_id, steps"""
@@ -61,7 +72,7 @@ _BEHIND_ALL_IDS: Final = "\U0010ffff"
 _EXTRA_TIME: Final = timedelta(seconds=0.8)
 """For a question of several statements."""
 
-READ_STATEMENTS: Final = (_CALLED, _FALLEN_BACK_TO, _PARTNERS, _HANDOFFS, _TARGETS)
+READ_STATEMENTS: Final = (_CALLED, _FALLEN_BACK_TO, _HANDED_OVER, _PARTNERS, _HANDOFFS, _TARGETS)
 """Every statement of a read, so that a test can look at their plans."""
 
 
@@ -83,7 +94,7 @@ class Neo4jAgentGraph:
             uses = [
                 *await _uses(tx, _CALLED, "agent", [_Span(agent_id)], start, limit),
                 *await _uses(tx, _FALLEN_BACK_TO, "fallback", [_Span(agent_id)], start, limit),
-                *await _uses(tx, _CALLED, "handoff", await _partners(tx, agent_id), start, limit),
+                *await _uses(tx, _HANDED_OVER, "handoff", await _partners(tx, agent_id), start, limit),
             ]
             return heapq.nsmallest(limit + 1, uses, key=lambda use: (use.definition_id, use.role))
 

@@ -17,7 +17,7 @@ from neo4j.exceptions import ClientError, ConfigurationError, ConstraintError, I
 
 from engine.adapters.guard import StoreGuard
 from engine.adapters.neo4j.failures import failures_of, place_of
-from engine.adapters.neo4j.schema import AWAIT_SCHEMA, OLDEST_SERVER, ONLINE_SCHEMA, SCHEMA, server_version
+from engine.adapters.neo4j.schema import AWAIT_SCHEMA, OLDEST_SERVER, ONLINE_SCHEMA, SCHEMA, UPGRADES, server_version
 from engine.ports.health import StoreHealth
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Neo4jDatabase:
         return SCHEMA.keys() - set(names)
 
     async def _make_schema(self) -> None:
-        for statement in (*SCHEMA.values(), AWAIT_SCHEMA):
+        for statement in (*SCHEMA.values(), *UPGRADES, AWAIT_SCHEMA):
 
             async def make(tx: AsyncManagedTransaction, statement: LiteralString = statement) -> None:
                 await rows_of(tx, statement)

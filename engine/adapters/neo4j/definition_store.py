@@ -16,6 +16,7 @@ from engine.adapters.neo4j.database import first_of, rows_of
 from engine.adapters.neo4j.pages import BEHIND_ALL, page_of
 from engine.adapters.neo4j.schema import TENANT
 from engine.adapters.packing import instant_text, pack, unpack_definition
+from engine.adapters.step_uses import step_uses
 from engine.domain.page import Page
 from engine.errors import InvalidInputError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from engine.adapters.codec import Codec
     from engine.adapters.neo4j.database import Neo4jDatabase
+    from engine.adapters.step_uses import StepUses
     from engine.domain.definition import DefinitionStatus, DefinitionVersion
     from engine.domain.page import Position
     from engine.ports.health import StoreHealth
@@ -53,14 +55,17 @@ _PUT_VERSION: Final = """MATCH (w:Workflow {tenant: $tenant, id: $id}) SET w.hea
     FOREACH (agent_id IN $agent_ids |
         MERGE (a:Agent {tenant: $tenant, id: agent_id}) SET a.tenant = $tenant)
     FOREACH (step IN $steps |
-        MERGE (a:Agent {tenant: $tenant, id: step.agent_id})
         CREATE (s:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: step.step_id,
-            position: step.position, agent_id: step.agent_id, fallback_agent_id: step.fallback_agent_id})
-        CREATE (v)-[:HAS_STEP]->(s)-[:USES_AGENT]->(a))
-    FOREACH (fallback IN $fallbacks |
-        MERGE (s:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: fallback.step_id})
-        MERGE (a:Agent {tenant: $tenant, id: fallback.agent_id})
-        CREATE (s)-[:FALLS_BACK_TO]->(a))
+            position: step.position, agent_id: step.agent_id})
+        CREATE (v)-[:HAS_STEP]->(s)
+        FOREACH (callee IN step.callees |
+            MERGE (a:Agent {tenant: $tenant, id: callee.agent_id})
+            CREATE (s)-[:USES_AGENT {tenant: $tenant, agent_id: callee.agent_id, workflow_id: $id,
+                is_clean_up: callee.is_clean_up}]->(a))
+        FOREACH (fallback IN step.fallbacks |
+            MERGE (a:Agent {tenant: $tenant, id: fallback.agent_id})
+            CREATE (s)-[:FALLS_BACK_TO {tenant: $tenant, agent_id: fallback.agent_id, workflow_id: $id,
+                position: fallback.position}]->(a)))
     FOREACH (pair IN $pairs |
         MERGE (s:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: pair[0]})
         MERGE (d:Step {tenant: $tenant, workflow_id: $id, version: $version, step_id: pair[1]})
@@ -207,10 +212,8 @@ async def _put_version(
     tx: AsyncManagedTransaction, version: DefinitionVersion, token: str, body: bytes, created_at: str
 ) -> None:
     """Write the newest version of a locked workflow, with its tags and steps."""
-    steps = version.definition.steps
-    fallbacks = [
-        {"step_id": step.id, "agent_id": step.fallback.agent_id} for step in steps if step.fallback is not None
-    ]
+    uses = list(step_uses(version.definition))
+    called = {callee.agent_id for step in uses for callee in step.callees}
     await rows_of(
         tx,
         _PUT_VERSION,
@@ -221,23 +224,24 @@ async def _put_version(
         body=body,
         created_at=created_at,
         tags=sorted(set(version.definition.tags)),
-        agent_ids=sorted({step.agent_id for step in steps} | {fallback["agent_id"] for fallback in fallbacks}),
-        steps=[
-            {
-                "step_id": step.id,
-                "position": position,
-                "agent_id": step.agent_id,
-                "fallback_agent_id": None if step.fallback is None else step.fallback.agent_id,
-            }
-            for position, step in enumerate(steps)
-        ],
-        fallbacks=fallbacks,
-        pairs=[[step.id, before] for step in steps for before in dict.fromkeys(step.depends_on)],
+        agent_ids=sorted(called.union(*(step.fallbacks for step in uses))),
+        steps=[_step_parameters(step) for step in uses],
+        pairs=[[each.step.id, before] for each in uses for before in dict.fromkeys(each.step.depends_on)],
     )
 
 
+def _step_parameters(uses: StepUses) -> dict[str, object]:
+    return {
+        "step_id": uses.step.id,
+        "position": uses.position,
+        "agent_id": uses.step.agent_id or None,
+        "callees": [{"agent_id": callee.agent_id, "is_clean_up": callee.is_clean_up} for callee in uses.callees],
+        "fallbacks": [{"agent_id": agent_id, "position": position} for position, agent_id in enumerate(uses.fallbacks)],
+    }
+
+
 def _time_of(version: DefinitionVersion) -> timedelta:
-    return len(version.definition.steps) * _TIME_OF_A_STEP
+    return (len(version.definition.steps) + len(version.definition.final_steps)) * _TIME_OF_A_STEP
 
 
 def _version_in(position: Position) -> int:

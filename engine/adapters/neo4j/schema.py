@@ -3,8 +3,8 @@
 ``(:Workflow)-[:HAS_VERSION]->(:WorkflowVersion)``, the newest of them ``-[:HAS_STEP]->(:Step)`` with ``DEPENDS_ON``,
 ``USES_AGENT`` and ``FALLS_BACK_TO``; ``(:Workflow)-[:TAGGED]->(:Tag)``; ``(:Agent)-[:HAS_VERSION]->(:AgentVersion)``,
 ``-[:HAS_CAPABILITY]->(:Capability)`` and ``-[:HANDS_OFF_TO]->(:Agent)``. An agent that is only named by others is a
-node with nothing but its key. Steps, and relationships that lists go by, carry what a list selects and sorts by, so
-that an index serves a page without touching more than its items.
+node with nothing but its key. Relationships that lists go by carry what a list selects and sorts by, so that an index
+serves a page without touching more than its items.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final, LiteralString
 
-__all__ = ["AWAIT_SCHEMA", "OLDEST_SERVER", "ONLINE_SCHEMA", "SCHEMA", "TENANT", "server_version"]
+__all__ = ["AWAIT_SCHEMA", "OLDEST_SERVER", "ONLINE_SCHEMA", "SCHEMA", "TENANT", "UPGRADES", "server_version"]
 
 TENANT: Final = "default"
 """The only tenant, until there is access control."""
@@ -41,10 +41,10 @@ SCHEMA: Final[dict[str, LiteralString]] = {
         FOR (w:Workflow) ON (w.tenant, w.status, w.created_at)""",
     "baton_tagged_by_time": """CREATE INDEX baton_tagged_by_time IF NOT EXISTS
         FOR ()-[t:TAGGED]-() ON (t.tenant, t.tag, t.created_at)""",
-    "baton_step_by_agent": """CREATE INDEX baton_step_by_agent IF NOT EXISTS
-        FOR (s:Step) ON (s.tenant, s.agent_id, s.workflow_id)""",
-    "baton_step_by_fallback": """CREATE INDEX baton_step_by_fallback IF NOT EXISTS
-        FOR (s:Step) ON (s.tenant, s.fallback_agent_id, s.workflow_id)""",
+    "baton_use_of_agent": """CREATE INDEX baton_use_of_agent IF NOT EXISTS
+        FOR ()-[u:USES_AGENT]-() ON (u.tenant, u.agent_id, u.workflow_id)""",
+    "baton_fallback_to_agent": """CREATE INDEX baton_fallback_to_agent IF NOT EXISTS
+        FOR ()-[f:FALLS_BACK_TO]-() ON (f.tenant, f.agent_id, f.workflow_id)""",
     "baton_agent_by_time": """CREATE INDEX baton_agent_by_time IF NOT EXISTS
         FOR (a:Agent) ON (a.tenant, a.created_at)""",
     "baton_agent_by_status": """CREATE INDEX baton_agent_by_status IF NOT EXISTS
@@ -61,6 +61,16 @@ SCHEMA: Final[dict[str, LiteralString]] = {
         FOR ()-[h:HANDS_OFF_TO]-() ON (h.tenant, h.status, h.definition_id, h.created_at)""",
 }
 """Statements by the name of the index that each of them brings."""
+
+UPGRADES: Final[tuple[LiteralString, ...]] = (
+    "DROP INDEX baton_step_by_agent IF EXISTS",
+    "DROP INDEX baton_step_by_fallback IF EXISTS",
+    """MATCH (s:Step)-[u:USES_AGENT]->(a:Agent) WHERE u.tenant IS NULL
+        SET u.tenant = s.tenant, u.agent_id = a.id, u.workflow_id = s.workflow_id, u.is_clean_up = false""",
+    """MATCH (s:Step)-[f:FALLS_BACK_TO]->(a:Agent) WHERE f.tenant IS NULL
+        SET f.tenant = s.tenant, f.agent_id = a.id, f.workflow_id = s.workflow_id, f.position = 0""",
+)
+"""What makes the graph of an earlier schema one of this; each is done again whenever an index is missing."""
 
 ONLINE_SCHEMA: Final = """SHOW INDEXES YIELD name, state
     WHERE name STARTS WITH 'baton_' AND state = 'ONLINE' RETURN collect(name) AS names"""

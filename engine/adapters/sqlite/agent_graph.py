@@ -41,11 +41,13 @@ _USES: Final = """SELECT u.definition_id, u.role, u.position, u.step_id FROM def
 # The plus keeps the role out of the search, so that the index's order is that of the rows.
 _PARTNERS_USES: Final = """SELECT u.definition_id, 'handoff', u.position, u.step_id FROM definition_agents AS u
     CROSS JOIN definitions AS d ON d.tenant = u.tenant AND d.definition_id = u.definition_id
-    WHERE u.tenant = ? AND u.agent_id = ? AND u.definition_id >= ? AND +u.role = 'agent' AND d.status = 'active'
+    WHERE u.tenant = ? AND u.agent_id = ? AND u.definition_id >= ? AND +u.role = 'agent' AND u.is_clean_up = 0
+        AND d.status = 'active'
     ORDER BY u.definition_id, u.role, u.position"""
 _PARTNERS_USES_IN: Final = """SELECT u.definition_id, 'handoff', u.position, u.step_id FROM definition_agents AS u
     CROSS JOIN definitions AS d ON d.tenant = u.tenant AND d.definition_id = u.definition_id
-    WHERE u.tenant = ? AND u.agent_id = ? AND u.definition_id = ? AND u.role = 'agent' AND d.status = 'active'
+    WHERE u.tenant = ? AND u.agent_id = ? AND u.definition_id = ? AND u.role = 'agent' AND u.is_clean_up = 0
+        AND d.status = 'active'
     ORDER BY u.definition_id, u.role, u.position"""
 _TARGETS: Final = """SELECT target_agent_id, definition_id FROM handoffs INDEXED BY handoffs_by_source
     WHERE tenant = ? AND status = 'active' AND source_agent_id = ?"""

@@ -8,6 +8,7 @@ from engine.adapters.packing import instant_text, pack, unpack_definition
 from engine.adapters.sqlite.health import database_health
 from engine.adapters.sqlite.pages import BEHIND_ALL, BodyRow, page_of, rows_with_labels
 from engine.adapters.sqlite.schema import TENANT
+from engine.adapters.step_uses import step_uses
 from engine.domain.page import Page
 from engine.errors import InvalidInputError
 
@@ -33,8 +34,8 @@ _DROP_TAGS = "DELETE FROM definition_tags WHERE tenant = ? AND definition_id = ?
 _ADD_TAG = """INSERT INTO definition_tags (tenant, tag, created_at, definition_id) VALUES (?, ?, ?, ?)
     ON CONFLICT DO NOTHING"""
 _DROP_AGENTS = "DELETE FROM definition_agents WHERE tenant = ? AND definition_id = ?"
-_ADD_AGENT = """INSERT INTO definition_agents (tenant, agent_id, definition_id, role, position, step_id)
-    VALUES (?, ?, ?, ?, ?, ?)"""
+_ADD_AGENT = """INSERT INTO definition_agents (tenant, agent_id, definition_id, role, position, step_id, is_clean_up)
+    VALUES (?, ?, ?, ?, ?, ?, ?)"""
 _HAS_TAG = "SELECT 1 FROM definition_tags WHERE tenant = ? AND tag = ? AND created_at = ? AND definition_id = ?"
 _ARCHIVE = """UPDATE definitions SET status = 'archived', archived_at = ?
     WHERE tenant = ? AND definition_id = ? AND status = 'active'"""
@@ -169,12 +170,18 @@ def _set_tags(connection: sqlite3.Connection, version: DefinitionVersion, create
 
 
 def _set_agents(connection: sqlite3.Connection, version: DefinitionVersion) -> None:
-    rows: list[tuple[str, str, str, str, int, str]] = []
-    for position, step in enumerate(version.definition.steps):
-        rows.append((TENANT, step.agent_id, version.definition_id, "agent", position, step.id))
-        if step.fallback is not None:
-            rows.append((TENANT, step.fallback.agent_id, version.definition_id, "fallback", position, step.id))
-    connection.executemany(_ADD_AGENT, rows)
+    steps = list(step_uses(version.definition))
+    called = [
+        (TENANT, callee.agent_id, version.definition_id, "agent", uses.position, uses.step.id, callee.is_clean_up)
+        for uses in steps
+        for callee in uses.callees
+    ]
+    fallen_back_to = [
+        (TENANT, agent_id, version.definition_id, "fallback", uses.position, uses.step.id, False)
+        for uses in steps
+        for agent_id in dict.fromkeys(uses.fallbacks)
+    ]
+    connection.executemany(_ADD_AGENT, called + fallen_back_to)
 
 
 def _version_in(position: Position) -> int:

@@ -16,16 +16,18 @@ from engine.adapters.sqlite.execution_rows import (
     list_execution_page,
     replace_execution,
 )
+from engine.adapters.sqlite.gate_rows import find_gate, gate_row, list_gate_page, put_gate
 from engine.adapters.sqlite.health import database_health
 from engine.adapters.sqlite.lease_rows import give_lease, put_mark, take_lease
 from engine.adapters.sqlite.schema import TENANT
 from engine.adapters.sqlite.step_rows import enter_run, find_step, list_step_records, put_step, step_row
-from engine.adapters.standing import claimed, outranks, with_beginning
+from engine.adapters.standing import claimed, outranks, transitioned, with_beginning
 from engine.domain.execution import ExecutionRecord, StepRecord
 from engine.errors import InternalError
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
 
     from engine.adapters.codec import Codec
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
     from engine.adapters.sqlite.execution_rows import ExecutionRow
     from engine.adapters.sqlite.step_rows import StepRow
     from engine.domain.execution import ExecutionStatus
+    from engine.domain.gate import GateRecord, Transition
     from engine.domain.page import Page, Position
-    from engine.ports.execution_store import Aggregates, ExecutionFilter, Lease
+    from engine.ports.execution_store import Aggregates, ExecutionFilter, GateFilter, Lease
     from engine.ports.health import StoreHealth
 
 __all__ = ["SqliteExecutionStore"]
@@ -50,15 +53,20 @@ class SqliteExecutionStore:
         self._database = database
         self._codec = codec
 
-    async def create_execution(self, record: ExecutionRecord, plan: bytes | None) -> ExecutionRecord | None:
-        """Insert a record and its plan; return None, or the record that was there first."""
+    async def create_execution(
+        self, record: ExecutionRecord, plan: bytes | None, steps: Sequence[StepRecord] = ()
+    ) -> ExecutionRecord | None:
+        """Insert a record, its plan and what it keeps of another one; return None, or the record that was first."""
         row = execution_row(self._codec, record)
+        step_rows = [step_row(self._codec, step) for step in steps]
 
         def create(connection: sqlite3.Connection) -> ExecutionRecord | None:
             if not insert_execution(connection, record, row):
                 return find_execution(connection, self._codec, record.execution_id)
             if plan is not None:
                 connection.execute(_INSERT_PLAN, (TENANT, record.plan_hash, plan))
+            for kept in step_rows:
+                put_step(connection, kept)
             return None
 
         return await self._database.write(create)
@@ -146,6 +154,33 @@ class SqliteExecutionStore:
             return self._end(connection, record, whole)
 
         return await self._database.write(finalize)
+
+    async def record_transition(self, change: Transition) -> None:
+        """Write a change of status, with its gates and steps."""
+        gates = [(gate, gate_row(self._codec, gate)) for gate in change.gates]
+        rows = [step_row(self._codec, step) for step in change.steps]
+
+        def record(connection: sqlite3.Connection) -> None:
+            for gate, row in gates:
+                put_gate(connection, gate, row)
+            for row in rows:
+                put_step(connection, row)
+            stored = find_execution(connection, self._codec, change.execution_id)
+            standing = None if stored is None else transitioned(stored, change)
+            if standing is not None:
+                replace_execution(connection, execution_row(self._codec, standing))
+
+        await self._database.write(record)
+
+    async def get_gate(self, execution_id: str, gate_id: str) -> GateRecord | None:
+        """Return a gate, open or not, or None."""
+        return await self._database.read(lambda connection: find_gate(connection, self._codec, execution_id, gate_id))
+
+    async def list_gates(self, query: GateFilter, *, limit: int, after: Position | None) -> Page[GateRecord]:
+        """Return open gates, oldest first."""
+        return await self._database.read(
+            lambda connection: list_gate_page(connection, self._codec, query, limit, after)
+        )
 
     async def repair_execution(self, record: ExecutionRecord, *, expected: ExecutionStatus) -> bool:
         """Replace the record when its stored status still is ``expected``; return whether it was."""

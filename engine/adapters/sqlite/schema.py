@@ -151,7 +151,7 @@ _CONTEXT = (
 )
 
 _USES = (
-    # Which steps of the newest version call an agent, or fall back to it.
+    # Which steps of the newest version call an agent (also to undo them), or fall back to it.
     """CREATE TABLE definition_agents (
         tenant TEXT NOT NULL, agent_id TEXT NOT NULL, definition_id TEXT NOT NULL, role TEXT NOT NULL,
         position INTEGER NOT NULL, step_id TEXT NOT NULL,
@@ -189,6 +189,30 @@ _MEMORY = (
         tenant TEXT NOT NULL, namespace TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (tenant, namespace))""",
 )
 
+_GATES = (
+    # The place is the execution's id and the gate's, by which gates of one instant are ordered.
+    """CREATE TABLE gates (
+        tenant TEXT NOT NULL, execution_id TEXT NOT NULL, gate_id TEXT NOT NULL, token INTEGER NOT NULL,
+        status TEXT NOT NULL, opened_at TEXT NOT NULL, place TEXT NOT NULL, definition_id TEXT NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (tenant, execution_id, gate_id))""",
+    "CREATE INDEX open_gates ON gates (tenant, opened_at, place) WHERE status = 'open'",
+    """CREATE INDEX open_gates_of_execution ON gates (tenant, execution_id, opened_at, place, definition_id)
+        WHERE status = 'open'""",
+    "CREATE INDEX open_gates_of_definition ON gates (tenant, definition_id, opened_at, place) WHERE status = 'open'",
+    # Whom open gates are for.
+    """CREATE TABLE gate_assignees (
+        tenant TEXT NOT NULL, assignee TEXT NOT NULL, opened_at TEXT NOT NULL, place TEXT NOT NULL,
+        definition_id TEXT NOT NULL, execution_id TEXT NOT NULL, gate_id TEXT NOT NULL,
+        PRIMARY KEY (tenant, assignee, opened_at, place)) WITHOUT ROWID""",
+    "CREATE INDEX gate_assignees_by_gate ON gate_assignees (tenant, execution_id, gate_id)",
+)
+
+_CLEAN_UP = (
+    # Compensations and final steps use agents too, and no handoff.
+    "ALTER TABLE definition_agents ADD COLUMN is_clean_up INTEGER NOT NULL DEFAULT 0",
+)
+
 RECORDS: Final = Schema(
     migrations=(
         (*_DEFINITIONS, *_AGENTS, *_HANDOFFS, *_EXECUTIONS, *_ARTIFACTS, "PRAGMA user_version = 1"),
@@ -196,9 +220,10 @@ RECORDS: Final = Schema(
         (*_CONTEXT, "PRAGMA user_version = 3"),
         (*_USES, "PRAGMA user_version = 4"),
         (*_MEMORY, "PRAGMA user_version = 5"),
+        (*_GATES, *_CLEAN_UP, "PRAGMA user_version = 6"),
     )
 )
-"""Definitions, agents, handoffs, executions, artifacts, leases, context items: the truth."""
+"""Definitions, agents, handoffs, executions, gates, artifacts, leases, context items: the truth."""
 
 LIVE_STATE: Final = Schema(
     migrations=(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from engine.adapters.packing import instant_text, pack, unpack
 from engine.adapters.sqlite.schema import TENANT
+from engine.adapters.standing import is_agent_call
 from engine.domain.execution import StepRecord, StepStatus
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ StepRow = tuple[object, ...]
 
 _NO_ITEM: Final = -1
 
-# A call after the first at its address was made to a fallback when the one before it called another agent.
+# A call was made to a fallback when the first one at its address, which each turn begins with, was to another agent.
 _PUT = """INSERT INTO steps
     (tenant, execution_id, run_id, step_id, item, n, token, status, agent_id, started_at, duration, retries,
      requests, input_tokens, output_tokens, tool_calls, cost_usd, body, fallback)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
-        ?6 > 1 AND EXISTS (SELECT 1 FROM steps AS before
-            WHERE before.tenant = ?1 AND before.execution_id = ?2 AND before.run_id = ?3 AND before.step_id = ?4
-                AND before.item = ?5 AND before.n = ?6 - 1 AND before.agent_id <> ?9))
+        ?6 > 1 AND EXISTS (SELECT 1 FROM steps AS first
+            WHERE first.tenant = ?1 AND first.execution_id = ?2 AND first.run_id = ?3 AND first.step_id = ?4
+                AND first.item = ?5 AND first.n = 1 AND first.agent_id <> ?9))
     ON CONFLICT (tenant, execution_id, run_id, step_id, item, n) DO UPDATE SET
         token = excluded.token, status = excluded.status, agent_id = excluded.agent_id,
         started_at = excluded.started_at, duration = excluded.duration, retries = excluded.retries,
@@ -51,6 +52,8 @@ _ENTER_RUN = """UPDATE executions SET
 def step_row(codec: Codec, step: StepRecord) -> StepRow:
     """Return the row of a step record."""
     usage = step.usage
+    # What calls no agent, or was called by another execution, is not measured.
+    is_measured = is_agent_call(step)
     duration = None
     if step.status is StepStatus.COMPLETED and step.started_at is not None and step.completed_at is not None:
         duration = (step.completed_at - step.started_at).total_seconds()
@@ -58,10 +61,10 @@ def step_row(codec: Codec, step: StepRecord) -> StepRow:
         *_address(step.execution_id, step.run_id, step.step_id, step.item, step.n),
         step.token,
         step.status,
-        step.agent_id,
+        step.agent_id if is_measured else None,
         None if step.started_at is None else instant_text(step.started_at),
         duration,
-        max(step.attempts - 1, 0),
+        max(step.attempts - 1, 0) if is_measured else 0,
         usage.requests,
         usage.input_tokens,
         usage.output_tokens,

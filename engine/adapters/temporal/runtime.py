@@ -26,8 +26,9 @@ from engine.adapters.codec import compress_zstd
 from engine.adapters.temporal.closes import describe_close, find_cancel_request, list_runs
 from engine.adapters.temporal.connection import RPC_TIMEOUT, temporal_failures, unreachable
 from engine.adapters.temporal.dev_server import search_attributes
+from engine.adapters.temporal.updates import UPDATE_TIMEOUT, send_update
 from engine.domain.step_table import plan_table
-from engine.errors import ConflictError, InternalError
+from engine.errors import ConflictError, InternalError, RuntimeUnavailableError
 from engine.ports.execution_runtime import RunDescription, RuntimeHealth, StartedRun
 
 if TYPE_CHECKING:
@@ -35,14 +36,15 @@ if TYPE_CHECKING:
 
     from engine.adapters.temporal.connection import TemporalConnection
     from engine.domain.execution import Cancellation
+    from engine.domain.json import JsonObject
     from engine.domain.messages import StartEnvelope
     from engine.domain.plan import ExecutionPlan
     from engine.ports.execution_runtime import RunPage, RunStatus, StartRequest
 
 MAX_INLINE_PLAN_BYTES: Final = 64 * 1024
 """Compressed; a larger plan is loaded by its hash."""
-BACKSTOP: Final = timedelta(seconds=360)
-"""Temporal's own timeout comes this much after the deadline: 300 s of clean-up and a minute."""
+BACKSTOP: Final = timedelta(seconds=60)
+"""Temporal's own timeout comes this much after the deadline and the clean-up."""
 _PRIORITIES: Final = {"high": 1, "normal": 3, "low": 5}
 _POLLER_MAX_AGE_SECONDS: Final = 1.0
 _MAX_KNOWN_PLANS: Final = 1000
@@ -101,6 +103,15 @@ class TemporalRuntime:
                     return False
                 raise
         return True
+
+    async def send_update(self, execution_id: str, name: str, argument: JsonObject) -> JsonObject:
+        """See ``ExecutionRuntime``."""
+        client = await self._connection.client()
+        with temporal_failures(_address(client)):
+            try:
+                return await send_update(client, execution_id, name, argument)
+            except TimeoutError as error:
+                raise await self._unanswered(client, execution_id, name) from error
 
     async def describe_run(self, execution_id: str) -> RunDescription | None:
         """See ``ExecutionRuntime``."""
@@ -224,7 +235,7 @@ class TemporalRuntime:
             args=[request.input, envelope],
             id=request.execution_id,
             task_queue=self._task_queue,
-            execution_timeout=None if deadline is None else _left(deadline) + BACKSTOP,
+            execution_timeout=None if deadline is None else _left(deadline) + plan.cleanup_timeout + BACKSTOP,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             memo={"workflow_id": plan.definition_id, "version": plan.version, "plan_hash": request.plan_hash},
@@ -236,6 +247,25 @@ class TemporalRuntime:
             rpc_timeout=START_TIMEOUT,
         )
         return handle.result_run_id or handle.first_execution_run_id or ""
+
+    async def _unanswered(self, client: Client, execution_id: str, name: str) -> RuntimeUnavailableError:
+        """Return the error for an update without an answer, which names the likely cause."""
+        seconds = int(UPDATE_TIMEOUT.total_seconds())
+        try:
+            async with asyncio.timeout(_ALIVE_TIMEOUT.total_seconds()):
+                is_polled = await self.has_poller()
+        except TimeoutError:
+            return unreachable(_address(client))
+        cause = (
+            "Its worker may be busy or was just lost"
+            if is_polled
+            else "No worker polls the task queue; start one with `python worker.py` or `./baton worker`"
+        )
+        return RuntimeUnavailableError(
+            f"Execution {execution_id} did not answer {name} within {seconds} s, and may yet take it. {cause}; look at "
+            "the execution before you send it again",
+            {"execution_id": execution_id, "update": name, "task_queue": self._task_queue},
+        )
 
     def _is_inline(self, plan_hash: str, plan: ExecutionPlan) -> bool:
         known = self._inlined.get(plan_hash)

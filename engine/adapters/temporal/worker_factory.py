@@ -17,6 +17,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from activities.agent_activities import AgentActivities
 from activities.record_activities import RecordActivities
+from activities.value_activities import ValueActivities
 from workflows.interpreter import InterpreterWorkflow
 from workflows.versions import INTERPRETER_VERSION
 
@@ -91,6 +92,7 @@ def build_worker(
     records = RecordActivities(
         parts.plans, parts.executions, parts.artifacts, parts.state, parts.runtime, parts.search_attributes
     )
+    values = ValueActivities(parts.executions, parts.artifacts, parts.state)
     logging.getLogger("temporalio.activity").addFilter(_FAILURES_ONCE)
     return Worker(
         client,
@@ -101,6 +103,8 @@ def build_worker(
             records.load_plan,
             records.finalize,
             records.record_decisions,
+            records.record_transition,
+            values.compute_value,
             records.request_cancel,
         ],
         workflow_runner=UnsandboxedWorkflowRunner() if runner == "unsandboxed" else SandboxedWorkflowRunner(),

@@ -1,0 +1,113 @@
+"""What goes in and out of ``WorkflowEngine``: the shape of every answer, by noun.
+
+Instants are ISO 8601 text in UTC, durations seconds. The page of answers in the docs is made from these modules.
+"""
+
+from __future__ import annotations
+
+from engine.types.agents import (
+    Agent,
+    AgentImpact,
+    AgentPage,
+    AgentUse,
+    AgentUsePage,
+    AgentWarning,
+    Handoff,
+    HandoffPage,
+)
+from engine.types.analytics import AgentPerformance, Component, SystemHealth, TimeRange, WorkflowMetrics
+from engine.types.context import ContextMatch, ContextOrigin, RecalledItem, ReindexedContext
+from engine.types.executions import (
+    Cancel,
+    Drift,
+    Event,
+    Execution,
+    ExecutionExplanation,
+    ExecutionItem,
+    ExecutionPage,
+    ExecutionStatus,
+    ExecutionWarning,
+    Progress,
+    Repair,
+    Repairs,
+    Rerun,
+    RerunPreview,
+    Savings,
+    StepExplanation,
+    StepStatus,
+    TemporalRun,
+    Verification,
+)
+from engine.types.gates import Gate, GateAnswer, GatePage, GateState
+from engine.types.results import ExecutionResult, HandoffTaken, StepResult, ToolCall
+from engine.types.values import Error, JsonObject, Usage
+from engine.types.workflows import (
+    Change,
+    Issue,
+    Pinned,
+    PinnedExecution,
+    Validation,
+    Workflow,
+    WorkflowDiff,
+    WorkflowItem,
+    WorkflowPage,
+)
+
+__all__ = [
+    "Agent",
+    "AgentImpact",
+    "AgentPage",
+    "AgentPerformance",
+    "AgentUse",
+    "AgentUsePage",
+    "AgentWarning",
+    "Cancel",
+    "Change",
+    "Component",
+    "ContextMatch",
+    "ContextOrigin",
+    "Drift",
+    "Error",
+    "Event",
+    "Execution",
+    "ExecutionExplanation",
+    "ExecutionItem",
+    "ExecutionPage",
+    "ExecutionResult",
+    "ExecutionStatus",
+    "ExecutionWarning",
+    "Gate",
+    "GateAnswer",
+    "GatePage",
+    "GateState",
+    "Handoff",
+    "HandoffPage",
+    "HandoffTaken",
+    "Issue",
+    "JsonObject",
+    "Pinned",
+    "PinnedExecution",
+    "Progress",
+    "RecalledItem",
+    "ReindexedContext",
+    "Repair",
+    "Repairs",
+    "Rerun",
+    "RerunPreview",
+    "Savings",
+    "StepExplanation",
+    "StepResult",
+    "StepStatus",
+    "SystemHealth",
+    "TemporalRun",
+    "TimeRange",
+    "ToolCall",
+    "Usage",
+    "Validation",
+    "Verification",
+    "Workflow",
+    "WorkflowDiff",
+    "WorkflowItem",
+    "WorkflowMetrics",
+    "WorkflowPage",
+]
