@@ -69,6 +69,7 @@ def _calls(shapes: Iterable[str]) -> Iterable[tuple[str, ...]]:
         names = [name.removeprefix("types.") for name in shape.split(" | ")]
         linked = " or ".join(_link(name) for name in names if name in shapes)
         answer = ("list of " if is_list else "") + linked if linked else words[text]
+        answer = "a text" if name == "workflow_graph" else answer
         yield f"`{name}`", f"an iterator of {answer}" if inspect.isasyncgenfunction(method) else answer
 
 

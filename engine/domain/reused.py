@@ -125,6 +125,8 @@ def reused_record(record: StepRecord, execution_id: str, parent_id: str, at: dat
             "execution_id": execution_id,
             "reused_from": source,
             "usage": Usage(),
+            # Of a step that was run over a list its output is what is handed over.
+            "handed": record.output if record.kind == "foreach" else record.handed,
             "events": [event.model_copy(update={"data": {**data, "reused_from": source}})],
         }
     )
@@ -157,22 +159,29 @@ def reused_steps(plan: ExecutionPlan, records: Sequence[StepRecord], at: datetim
     left = [step for step in (*plan.steps, *plan.final_steps) if not states[step.id].status.is_terminal]
     left += [step.compensation for step in plan.steps if step.compensation is not None]
     values = PlanValues(plan, Value(), "", at, states)
-    return settled_steps(plan, values, states, order, left)
+    told = settled_steps(plan, values, states, order, left)
+    # Handoffs that add a step are decided anew, and read what was handed over.
+    handing = {step.id for step in plan.steps if step.follows}
+    return [
+        one.model_copy(update={"handed": states[one.step_id].handed}) if one.step_id in handing else one for one in told
+    ]
 
 
-def savings(records: Iterable[StepRecord]) -> Savings:
+def savings(records: Sequence[StepRecord], inner: Sequence[StepRecord] = ()) -> Savings:
     """Sum up what steps took, over all their calls.
 
     Args:
         records: of the steps, as they were written where the steps ran.
+        inner: of the steps of their child executions, whose time is that of the steps.
     """
     usage = Usage()
     agent_calls = 0
-    spans: dict[tuple[str, str], tuple[datetime, datetime]] = {}
-    for record in records:
+    for record in (*records, *inner):
         usage += record.usage
         if record.kind == "agent":
             agent_calls += record.attempts
+    spans: dict[tuple[str, str], tuple[datetime, datetime]] = {}
+    for record in records:
         if record.started_at is None or record.completed_at is None:
             continue
         start, end = spans.get(key := (record.execution_id, record.step_id), (record.started_at, record.completed_at))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StepHistory", "open_gates", "run_states", "step_histories"]
 
-_GATE_ENDS: Final = ("gate.answered", "gate.expired", "gate.closed")
+_GATE_ENDS: Final = ("gate.answered", "gate.expired")
 
 
 @dataclass(slots=True)

@@ -128,6 +128,7 @@ class InsightService:
         """
         if graph_format not in GRAPH_FORMATS:
             raise InvalidInputError(f"format must be one of {', '.join(GRAPH_FORMATS)}", {"path": "format"})
+        _check_version(version, "version")
         draw = graph_text if graph_format == "text" else graph_mermaid
         if execution_id is None:
             stored = await self._definitions.get_definition(definition_id, version)

@@ -120,7 +120,7 @@ class RerunService:
             is_parent = execution_id == parent_id
             records = prepared.records if is_parent else await self._executions.list_steps(execution_id)
             paid += [record for record in records if record.step_id in step_ids]
-        return RerunPreview(prepared.choice, savings(paid))
+        return RerunPreview(prepared.choice, savings(paid, await self._inner(paid)))
 
     async def rerun_execution(self, request: RerunRequest) -> StartedRerun:
         """Start a rerun.
@@ -187,6 +187,15 @@ class RerunService:
             )
         plan = ExecutionPlan.model_validate_json(encoded)
         return PreparedPlan(plan, parent.plan_hash, encoded, stored.definition.input_schema)
+
+    async def _inner(self, records: list[StepRecord]) -> list[StepRecord]:
+        """The step records of the child executions below some steps, at any depth."""
+        found: list[StepRecord] = []
+        level = records
+        while children := [record.child_execution_id for record in level if record.child_execution_id is not None]:
+            level = [record for child in children for record in await self._executions.list_steps(child)]
+            found += level
+        return found
 
     async def _loaded(self, value: Value) -> JsonValue:
         return value.inline if value.ref is None else await self._artifacts.get_artifact(value.ref.artifact_id)

@@ -96,6 +96,7 @@ NOT_JSON = [
 NOT_TIME = [5, True, "", "yesterday", "2025-13-01", "0001-01-01T00:00:00+14:00", ["2025-01-01"]]
 NOT_RANGE = [5, True, "", "last_week", "last_0_days", "last_-1_days", {"start": "2025-01-01"}, ["last_1_days"]]
 NOT_METRICS = [5, "execution_count", ["nonsense"], [5], {"a": 1}]
+NOT_VERSION = [0, -1, True, "1", 1.0, 10**30]
 TOO_LARGE = 256 * 1024
 NOT_ID = [*NOT_TEXT, "UPPER", "-dash", "a b", "a/b", "x" * 101, "é"]
 
@@ -116,6 +117,10 @@ GOOD: dict[str, dict[str, object]] = {
     "list_gates": {},
     "get_gate": {"gate_id": "s.1"},
     "answer_gate": {"gate_id": "s.1", "answer": "approve"},
+    "diff_workflow": {"workflow_id": "w"},
+    "workflow_graph": {"workflow_id": "w"},
+    "explain_execution": {},
+    "rerun_execution": {"from_step": "s"},
     "pause_execution": {},
     "resume_execution": {},
     "retry_step": {"step_id": "s"},
@@ -152,7 +157,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "nonsense": [1],
     },
     "validate_workflow": {"definition": [None, 5, "a", [STEP], True]},
-    "get_workflow": {"workflow_id": NOT_TEXT, "version": [0, -1, True, "1", 1.0, 10**30]},
+    "get_workflow": {"workflow_id": NOT_TEXT, "version": NOT_VERSION},
     "update_workflow": {
         "workflow_id": NOT_TEXT,
         "updates": [None, 5, "a", [], {"nonsense": 1}, {"steps": []}, {"name": None}, {"name": math.nan}, cyclic()],
@@ -176,6 +181,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
             *({"idempotency_key": value} for value in (5, "", "a b", "a/b", "é", "a\n", "x" * 201, ["a"])),
             *({"version": value} for value in (0, -1, True, "1", 1.5, 10**30)),
             *({"tags": value} for value in NOT_LABELS),
+            *({"budget": value} for value in (5, "a", [], {}, {"nonsense": 1}, {"tokens": 1.5}, {"usd": 0})),
+            *({"budget": {"seconds": value}} for value in (0, -1, True, "5", None, math.nan, math.inf)),
         ],
     },
     "get_execution_status": {"execution_id": NOT_TEXT},
@@ -199,6 +206,21 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "cursor": NOT_CURSOR,
     },
     "get_gate": {"execution_id": NOT_TEXT, "gate_id": [*NOT_TEXT, "none.1"]},
+    "diff_workflow": {"workflow_id": NOT_TEXT, "from_version": NOT_VERSION, "to_version": NOT_VERSION},
+    "workflow_graph": {
+        "workflow_id": NOT_TEXT,
+        "format": [5, None, "", "svg", ["text"]],
+        "execution_id": NOT_TEXT,
+        "version": NOT_VERSION,
+    },
+    "explain_execution": {"execution_id": NOT_TEXT},
+    "rerun_execution": {
+        "execution_id": NOT_TEXT,
+        "from_step": [5, True, "", [], [5], ["s", ""], {"a": 1}, "nowhere"],
+        "input_data": [5, "a", [], True, *NOT_JSON],
+        "version": [5, None, "", "newest", 1],
+        "preview": [5, None, "yes"],
+    },
     "answer_gate": {
         "execution_id": NOT_TEXT,
         "gate_id": [*NOT_TEXT, "none.1"],
@@ -353,6 +375,8 @@ UNKNOWN = [
         for call, arguments in {
             "get_gate": {"gate_id": "s.1"},
             "answer_gate": {"gate_id": "s.1", "answer": "approve"},
+            "explain_execution": {},
+            "rerun_execution": {},
             "pause_execution": {},
             "resume_execution": {},
             "retry_step": {"step_id": "s"},
@@ -374,12 +398,6 @@ async def test_what_is_not_there_is_named(world, call, arguments, code, details)
     error = await fault_of(world.engine, call, arguments)
     assert (error.code, error.details) == (code, details)
     assert all(str(value) in error.message for value in details.values())
-
-
-async def test_a_budget_is_not_built_yet_and_says_so(world):
-    options = {"budget": {"tokens": 1}}
-    error = await fault_of(world.engine, "execute_workflow", {"workflow_id": "w", "execution_options": options})
-    assert (error.code, error.details["path"]) == ("unsupported", "execution_options.budget")
 
 
 async def test_the_input_schema_is_checked_before_anything_starts(engine_factory):
@@ -622,9 +640,9 @@ async def test_agents_are_versioned_by_name_and_listed_by_capability(engine_fact
     assert (await engine.get_agent("agent-writer"))["version"] == 3
 
 
-async def test_handoffs_are_filtered_and_act_and_one_of_a_type_to_come_warns(engine_factory):
+async def test_handoffs_are_filtered_and_act(engine_factory):
     engine = engine_factory({"agent-a": {"k": 1}, "agent-b": {}})
-    for name in "AB":
+    for name in "ABC":
         await engine.register_agent(name=name, config={"function": "m:f"})
     steps = [{"id": "a", "agent_id": "agent-a"}, {"id": "b", "agent_id": "agent-b", "depends_on": ["a"]}]
     for workflow_id in ("one", "two"):
@@ -643,9 +661,7 @@ async def test_handoffs_are_filtered_and_act_and_one_of_a_type_to_come_warns(eng
     assert await ids(workflow_id="two") == [only_two]
     for workflow_id, acting in {"one": [everywhere], "two": [everywhere, only_two]}.items():
         started = await engine.execute_workflow(workflow_id)
-        [warning] = started["warnings"]
-        assert warning["code"] == "unsupported"
-        assert escalating in warning["message"]
+        assert started["warnings"] == []
         result = await engine.get_execution_result(started["execution_id"], wait=30)
         assert result["status"] == "completed"
         assert [(handoff["handoff_id"], handoff["taken"]) for handoff in result["handoffs"]] == [

@@ -179,6 +179,94 @@ async def test_failures_and_fallbacks_of_a_run_are_explained(engine_factory: Any
     assert found["text"].startswith(f"{execution_id} (version 1 of flow) is failed")
 
 
+async def test_a_run_that_decides_much_is_explained_and_drawn(engine_factory: Any):
+    engine: WorkflowEngine = engine_factory(
+        {
+            "agent-planner": {"list": [1, 2, 3], "detail": True},
+            "agent-fixer": [{"done": False}, {"done": True}],
+            "agent-builder": ValueError("no tools"),
+            "agent-shipper": {"ok": True},
+            "agent-detailer": {"more": 1},
+            "agent-rescuer": {"saved": True},
+            "agent-failing": ValueError("broken"),
+        }
+    )
+    await registered(engine, "Planner", "Fixer", "Builder", "Shipper", "Detailer", "Rescuer", "Failing")
+    await engine.create_handoff("agent-planner", "agent-detailer", trigger_conditions=["source_output.detail = true"])
+    await engine.create_handoff("agent-builder", "agent-rescuer", "escalation")
+    steps: list[dict[str, Any]] = [
+        {"id": "plan", "agent_id": "agent-planner", "compensate": {"agent_id": "agent-shipper"}},
+        {
+            "id": "loop",
+            "agent_id": "agent-fixer",
+            "depends_on": ["plan"],
+            "repeat_until": {"condition": "output.done = true", "max_iterations": 5},
+        },
+        {"id": "each", "agent_id": "agent-shipper", "foreach": {"items": "${steps.plan.output.list}"}},
+        {"id": "build", "agent_id": "agent-builder", "depends_on": ["loop", "each"], **FAST},
+        {"id": "break", "agent_id": "agent-failing", "depends_on": ["build"], **FAST},
+        {"id": "never", "agent_id": "agent-shipper", "depends_on": ["break"]},
+    ]
+    await engine.create_workflow(
+        name="Flow",
+        steps=steps,
+        workflow_id="flow",
+        handoffs="follow",
+        **{"finally": [{"id": "report", "agent_id": "agent-shipper"}]},
+    )
+    execution_id = (await engine.execute_workflow("flow", {}))["execution_id"]
+    assert (await engine.get_execution_result(execution_id, wait=30))["status"] == "failed"
+    found = await engine.explain_execution(execution_id)
+    steps_told = {step["step_id"]: step for step in found["steps"]}
+    assert {name: step["decision"] for name, step in steps_told.items()} == {
+        "plan": "ran",
+        "loop": "ran",
+        "each": "ran",
+        "build": "escalated",
+        "break": "failed",
+        "never": "not_reached",
+        "plan>agent-detailer": "handed_over",
+        "plan:compensate": "compensated",
+        "report": "finally",
+    }
+    assert "it was undone by plan:compensate" in steps_told["plan"]["because"]
+    assert "turn 2 of repeating until output.done = true" in steps_told["loop"]["because"]
+    assert "3 items: 3 completed" in steps_told["each"]["because"]
+    assert "no tools" in steps_told["build"]["because"]
+    assert "escalated it to agent-rescuer" in steps_told["build"]["because"]
+    assert steps_told["plan>agent-detailer"]["values"] == {"source_output.detail": True}
+    drawn = await engine.workflow_graph("flow", "text", execution_id)
+    for line in ("✗ break", "· never", "✓ plan>agent-detailer", "✓ plan:compensate", "✓ report"):
+        assert line in drawn
+    chart = await engine.workflow_graph("flow", execution_id=execution_id)
+    assert 'r0("plan#62;agent-detailer<br/>agent-detailer")' in chart
+    assert 'n3 -.->|"escalation on failure"| a0' in chart
+
+
+async def test_an_open_gate_is_explained_and_drawn(engine_factory: Any):
+    engine: WorkflowEngine = engine_factory({})
+    steps: list[dict[str, Any]] = [
+        {"id": "ok", "type": "approval", "approval": {"question": "Ship?"}},
+        {"id": "rest", "type": "wait", "wait": {"seconds": 0}, "depends_on": ["ok"]},
+    ]
+    await engine.create_workflow(name="Flow", steps=steps, workflow_id="flow")
+    execution_id = (await engine.execute_workflow("flow", {}))["execution_id"]
+    async with asyncio.timeout(30):
+        while (await engine.get_execution_status(execution_id))["status"] != "waiting":
+            await asyncio.sleep(0.05)
+    asked, rest = (await engine.explain_execution(execution_id))["steps"]
+    assert (asked["decision"], rest["decision"]) == ("waited", "not_reached")
+    assert "gate ok.1 was opened" in asked["because"]
+    assert rest["because"] == "It waits for ok (waiting)."
+    assert "class n0 waiting" in await engine.workflow_graph("flow", "mermaid", execution_id)
+    await engine.answer_gate(execution_id, "ok.1", "approve", by="anna")
+    assert (await engine.get_execution_result(execution_id, wait=30))["status"] == "completed"
+    asked, rest = (await engine.explain_execution(execution_id))["steps"]
+    assert (asked["decision"], rest["decision"]) == ("waited", "waited")
+    assert asked["because"].endswith("gate ok.1 was answered approve by anna.")
+    assert asked["values"] == {"gate_id": "ok.1", "answer": "approve", "by": "anna"}
+
+
 def test_the_command_line_compares_draws_and_refuses(stored: WorkflowEngine, tmp_path: Path):
     def called(*words: str) -> Any:
         return CliRunner().invoke(baton, ["-c", f"data_dir={tmp_path}", *words])

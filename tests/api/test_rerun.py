@@ -280,6 +280,66 @@ async def test_a_handoff_from_a_kept_step_is_decided_anew_for_one_that_runs(worl
     assert [(line["source_step"], line["taken"]) for line in result["handoffs"]] == [("a", True)]
 
 
+async def test_steps_that_handoffs_add_run_again_though_their_source_is_kept(world: World):
+    await world.create([{"id": "a"}, {"id": "c", "agent_id": "agent-c"}], handoffs="follow")
+    await world.engine.create_handoff("agent-a", "agent-b", data_mapping={"plan": "given"})
+    world.steps.answers["a"] = {"plan": "p"}
+    world.steps.answers["a>agent-b"] = ValueError("no")
+    parent = await world.run()
+    assert parent["status"] == "failed"
+    del world.steps.answers["a>agent-b"]
+    answer, result = await world.rerun(parent["execution_id"])
+    assert (answer["rerun"], answer["reused"]) == ([], ["a", "c"])
+    assert world.steps.called == {"a>agent-b": 1}
+    assert world.steps.inputs["a>agent-b"] == {"given": "p"}
+    assert (result["status"], result["steps"]["a>agent-b"]["status"]) == ("completed", "completed")
+
+
+async def test_steps_of_every_type_are_kept(world: World):
+    await world.engine.create_workflow(
+        name="Inner", workflow_id="inner", steps=[with_agent({"id": "i", "input_mapping": {}})]
+    )
+    await world.create(
+        [
+            {"id": "list", "foreach": {"items": [1, 2, 3]}, "input_mapping": {"n": "${item}"}},
+            {"id": "made", "type": "transform", "transform": {"first": "${steps.list.output[0].n}"}},
+            {"id": "nap", "type": "wait", "wait": {"seconds": 0}},
+            {"id": "child", "type": "workflow", "workflow_id": "inner"},
+            {"id": "ask", "type": "approval", "approval": {"question": "Go on?"}},
+            {"id": "last", "agent_id": "agent-b", "depends_on": ["list", "made", "nap", "child", "ask"]},
+        ]
+    )
+    await world.engine.create_handoff(
+        "agent-a", "agent-b", data_mapping={"all": "given"}, trigger_conditions=["size(source_output) = 3"]
+    )
+    world.steps.answers["list"] = lambda given: {"n": given["n"] * 10}
+    started = await world.engine.execute_workflow("flow")
+    gate_id = await open_gate(world.engine, started["execution_id"])
+    await world.engine.answer_gate(started["execution_id"], gate_id, "approve", by="anna")
+    parent = await world.result(started["execution_id"])
+    assert parent["status"] == "completed"
+    first = world.steps.inputs["last"]
+    preview: Any = await world.engine.rerun_execution(parent["execution_id"], "last", preview=True)
+    assert preview["saves"]["agent_calls"] == 4
+    answer, result = await world.rerun(parent["execution_id"], "last")
+    assert answer["reused"] == ["list", "made", "nap", "child", "ask"]
+    assert (world.steps.called, world.steps.inputs["last"]) == ({"last": 1}, first)
+    assert first["steps"]["made"] == {"first": 10}
+    assert first["steps"]["ask"]["by"] == "anna"
+    assert result["status"] == "completed"
+    for name in answer["reused"]:
+        assert result["steps"][name]["output"] == parent["steps"][name]["output"]
+
+
+async def open_gate(engine: WorkflowEngine, execution_id: str) -> str:
+    for _ in range(200):
+        items = (await engine.list_gates(execution_id))["items"]
+        if items:
+            return items[0]["gate_id"]
+        await asyncio.sleep(0.05)
+    raise AssertionError("no gate was opened")
+
+
 async def test_what_is_kept_is_counted_once(world: World):
     await world.create(after("a", "b"))
     parent = await world.run()

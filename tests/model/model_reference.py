@@ -106,7 +106,7 @@ class Reference(StepWork):
     def is_settled(self, name: str) -> bool:
         return self.status[name] in ("completed", "failed", "skipped", "cancelled")
 
-    # Dispatch: what is ready is tried in the definition's order until nothing more happens.
+    # Dispatch: what has begun goes on first, then steps begin in the definition's order, until nothing more happens.
 
     def settle(self) -> None:
         while True:
@@ -120,8 +120,8 @@ class Reference(StepWork):
 
     def candidates(self) -> list[tuple[tuple[int, int], Callable[[], bool]]]:
         found: list[tuple[tuple[int, int], Callable[[], bool]]] = []
-        for want in self.queue:
-            found.append((want.order, lambda want=want: self.begin(want)))
+        for position, want in enumerate(self.queue):
+            found.append(((-1, position), lambda want=want: self.begin(want)))
         if self.is_held or self.has_open_budget:
             return found
         for group in self.groups:

@@ -99,7 +99,8 @@ class StepWork:
             if "output_mapping" in step:
                 output = self.resolve(step["output_mapping"], step["id"], output=end.value, **roots)
                 overlaid |= output
-            self.handed[step["id"]] = overlaid
+            if item is None:
+                self.handed[step["id"]] = overlaid
             more = {**roots, "output": overlaid, "iteration": iteration}
             if repeat and parse_condition(repeat["condition"]).evaluate(self.values(step["id"], **more)):
                 return Reply(output)
@@ -126,6 +127,7 @@ class StepWork:
             position = following
 
     def escalate(self, step: dict[str, Any], item: int | None, roots: dict[str, Any], failure: Failure) -> Steps:
+        if ">" in step["id"] and "R17" in KNOWN: return failure
         if failure.kind not in ("agent", "timeout", *(["lost"] if "R2" in KNOWN else [])) or self.part_of(step["id"]) != "main":
             return failure
         events = ["failure", *(["timeout"] * (failure.reason == "timeout"))]
@@ -146,7 +148,7 @@ class StepWork:
             want.make_input = lambda added=added: {**added, **self.input_of(step, roots, with_handed=False)}
             want.order = (self.order.get(step["id"], 999), item or 0)
             end = yield want
-            if not isinstance(end, Failure):
+            if not isinstance(end, Failure) or end.kind not in ("agent", "timeout", *(["lost"] if "R2" in KNOWN else [])):
                 return end
         return end
 

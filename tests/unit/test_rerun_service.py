@@ -243,6 +243,21 @@ async def test_a_preview_writes_nothing_and_adds_up_every_call_of_what_is_kept(w
     assert await world.everything() == before
 
 
+async def test_a_kept_child_saves_what_its_own_steps_took(world: World):
+    record = (await world.starts.start_execution("flow", {}, parse_options(None))).record
+    cheap = {"usage": Usage(), "kind": "workflow", "agent_id": None}
+    steps = [world.step(record.execution_id, "plan", {}, child_execution_id="inner", **cheap)]
+    inner = [
+        world.step("inner", "x", {}),
+        world.step("inner", "y", {}, child_execution_id="innermost", **cheap),
+        world.step("innermost", "z", {}),
+    ]
+    await world.executions.record_steps(inner, NOW)
+    parent = await world.end(record, steps, "failed")
+    saves = (await world.reruns.preview_rerun(RerunRequest(parent.execution_id))).saves
+    assert (saves.agent_calls, saves.tokens, saves.cost_usd, saves.seconds) == (4, 220, 0.5, 3)
+
+
 async def test_a_rerun_of_a_rerun_names_who_paid_and_saves_what_was_paid(world: World):
     first = await world.ended(plan={"plan": "p"}, write={"w": 1}, side={}, status="completed")
     second = (await world.reruns.rerun_execution(RerunRequest(first.execution_id, ("write",)))).started.record
