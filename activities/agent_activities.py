@@ -158,7 +158,10 @@ class _Attempt:
             self.usage += failure.usage
             self.tool_calls += failure.tool_calls
             await self._record_failure(failure)
-            raise application_error(failure, call, self.number, self.usage, tool_calls=self.tool_calls) from failure
+            told = [event for event in self.events if event.type in ("step.started", "step.retried")]
+            raise application_error(
+                failure, call, self.number, self.usage, tool_calls=self.tool_calls, events=told
+            ) from failure
         record = self._record(
             StepStatus.COMPLETED,
             output=output,

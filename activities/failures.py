@@ -15,11 +15,12 @@ from engine.errors import EngineError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.domain.execution import ToolCall, Usage
+    from engine.domain.execution import Event, ToolCall, Usage
     from engine.domain.messages import AgentCallInput, RetryDelays
 
 MAX_MESSAGE_CHARS = 4000
 MAX_TOOL_CALLS_BYTES = 16 * 1024
+MAX_EVENTS = 20
 
 
 def is_final(failure: AgentFailure, call: AgentCallInput, attempt: int) -> bool:
@@ -38,10 +39,16 @@ def application_error(
     usage: Usage,
     cause: Literal["agent", "input"] = "agent",
     tool_calls: Sequence[ToolCall] = (),
+    events: Sequence[Event] = (),
 ) -> ApplicationError:
     """The Application Error of a failed attempt: its type is the reason, a provider's wait the next delay."""
     details = FailureDetails(
-        attempt=attempt, usage=usage, cause=cause, details=failure.details, tool_calls=_latest(tool_calls)
+        attempt=attempt,
+        usage=usage,
+        cause=cause,
+        details=failure.details,
+        tool_calls=_latest(tool_calls),
+        events=list(events)[-MAX_EVENTS:],
     )
     delay = failure.retry_after
     if delay is None and call.delays is not None:

@@ -224,6 +224,7 @@ def _agent_failure(cause: ApplicationError) -> CallFailure:
         usage=details.usage,
         details=details.details,
         tool_calls=details.tool_calls,
+        events=details.events,
     )
 
 
@@ -251,7 +252,7 @@ def _timed_out(
             attempts = failed.attempt if cause.type is TimeoutType.SCHEDULE_TO_CLOSE else failed.attempt + 1
         case _:
             attempts = 1 if action.step.total_timeout else action.maximum_attempts
-    return CallFailure(kind, FailureReason.TIMEOUT, message, attempts, usage=failed.usage)
+    return CallFailure(kind, FailureReason.TIMEOUT, message, attempts, usage=failed.usage, events=failed.events)
 
 
 def _cancelled() -> CallFailure:

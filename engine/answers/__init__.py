@@ -18,7 +18,7 @@ from engine.answers.executions import (
     rerun,
     rerun_preview,
 )
-from engine.answers.gates import gate, gate_state
+from engine.answers.gates import gate, gate_answer, gate_state
 from engine.answers.results import StepTrace, execution_result
 from engine.answers.values import error, instant, usage, warnings
 from engine.answers.workflows import workflow, workflow_diff, workflow_item
@@ -39,6 +39,7 @@ __all__ = [
     "execution_status",
     "explanation",
     "gate",
+    "gate_answer",
     "gate_state",
     "handoff",
     "instant",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from engine.answers.values import instant
-from engine.domain.metrics import format_instant
+from engine.domain.metrics import format_instant, parse_instant
 
 if TYPE_CHECKING:
     from engine import types
     from engine.domain.gate import GateRecord
+    from engine.domain.json import JsonObject
 
-__all__ = ["gate", "gate_state"]
+__all__ = ["gate", "gate_answer", "gate_state"]
 
 
 def gate(stored: GateRecord) -> types.Gate:
@@ -41,3 +42,8 @@ def gate_state(stored: GateRecord) -> types.GateState:
         "by": stored.by,
         "at": instant(stored.at),
     }
+
+
+def gate_answer(taken: JsonObject) -> types.GateAnswer:
+    """Answer of ``answer_gate``, from what the run said."""
+    return cast("types.GateAnswer", {**taken, "at": format_instant(parse_instant(taken["at"], "at"))})

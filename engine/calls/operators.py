@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from engine import answers
 from engine.arguments import json_value, optional_text, text
@@ -81,14 +81,14 @@ class OperatorCalls(Calls):
             InvalidInputError: no such gate, an answer that it does not take, or data that does not fit.
             ConflictError: the gate is not open any more; ``details.answer`` is the one that stands.
         """
-        answered = await operators_of(self._session()).answer_gate(
+        taken = await operators_of(self._session()).answer_gate(
             text(execution_id, "execution_id"),
             text(gate_id, "gate_id"),
             text(answer, "answer"),
             data=json_value(data, "data"),
             by=optional_text(by, "by"),
         )
-        return cast("types.GateAnswer", answered)
+        return answers.gate_answer(taken)
 
     @on_own_loop
     async def pause_execution(self, execution_id: str, by: str | None = None, reason: str | None = None) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from engine.domain.execution import Cancellation, ErrorPayload, ExecutionStatus, ToolCall, Usage
+from engine.domain.execution import Cancellation, ErrorPayload, Event, ExecutionStatus, ToolCall, Usage
 from engine.domain.json import JsonObject, JsonValue
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class CallFailure:
     usage: Usage = field(default_factory=Usage)
     details: JsonObject = field(default_factory=dict[str, JsonValue])
     tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
+    events: list[Event] = field(default_factory=list[Event])
+    """What its attempts have told."""
 
 
 @dataclass(frozen=True, slots=True)

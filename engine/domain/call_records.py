@@ -73,8 +73,8 @@ class CallRecords:
         ended = self._event(
             unit, event_type, now, agent_id=state.agent_id, reason=failure.reason, message=failure.message
         )
-        record = self._record(unit, now)
-        return record.model_copy(
+        told = {event.id for event in before}
+        return self._record(unit, now).model_copy(
             update={
                 "attempts": failure.attempts,
                 "prior_attempts": max(state.attempts - failure.attempts, 0),
@@ -82,7 +82,7 @@ class CallRecords:
                 "reason": failure.reason,
                 "usage": failure.usage,
                 "tool_calls": failure.tool_calls,
-                "events": [*before, ended],
+                "events": [*before, *(event for event in failure.events if event.id not in told), ended],
             }
         )
 
@@ -162,6 +162,7 @@ class CallRecords:
             kind=_kind(unit),
             agent_id=state.agent_id,
             agent_version=self._plan.agents[state.agent_id].version if state.agent_id else None,
+            prior_attempts=state.attempts,
             iteration=state.iteration,
             started_at=state.started_at,
             completed_at=now,

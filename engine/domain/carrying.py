@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from engine.domain.actions import Ending, StartTimer
-from engine.domain.cleanup import CLEANUP_TIMER, Cleanup
+from engine.domain.actions import Ending
+from engine.domain.cleanup import Cleanup
 from engine.domain.execution import StepStatus
 from engine.domain.expressions import MISSING, Missing, compile_template, json_size, render_path
 from engine.domain.foreach import stretches
@@ -262,33 +262,34 @@ def restore(progress: ExecutionProgress, carried: CarriedState) -> None:
     progress.budget.breaches = carried.breaches
     if carried.grants is not None:
         progress.budget.grants = carried.grants
+    _restore_added(progress, carried)
+    final_ids = {step.id for step in progress.plan.final_steps}
+    for settled in carried.settled:
+        if settled.step_id not in final_ids:
+            _restore_step(progress, settled)
+    if carried.ending is not None:
+        _restore_ending(progress, carried.ending)
+    for settled in carried.settled:
+        if settled.step_id in final_ids:
+            _restore_step(progress, settled)
+    for items in carried.items:
+        _restore_items(progress, items)
+    _restore_units(progress, carried)
+    progress.main.restart()
+    if progress.cleanup is not None:
+        progress.cleanup.frontier.restart()
+    for items in carried.items:
+        progress.frontier_of(progress.plan_steps[items.step_id]).push(items.step_id)
+    progress.tell_status()
+
+
+def _restore_added(progress: ExecutionProgress, carried: CarriedState) -> None:
     queued = {step.id: step for step in carried.queued}
     for after, ids in carried.queued_after.items():
         progress.following.queued[after] = [queued[step_id] for step_id in ids]
     for step in carried.added:
         progress.following.added.append(step)
         progress.add_step(step)
-    ending = carried.ending
-    final_ids = {step.id for step in progress.plan.final_steps}
-    for settled in carried.settled:
-        if settled.step_id not in final_ids:
-            _restore_step(progress, settled)
-    if ending is not None:
-        _restore_ending(progress, ending)
-        for settled in carried.settled:
-            if settled.step_id in final_ids:
-                _restore_step(progress, settled)
-    for items in carried.items:
-        _restore_items(progress, items)
-    _restore_units(progress, carried)
-    for frontier in (progress.main, progress.cleanup.frontier if progress.cleanup else None):
-        if frontier is not None:
-            frontier.restart()
-    for items in carried.items:
-        state = progress.steps[items.step_id]
-        if state.is_open and state.items is not None and state.items.has_more:
-            progress.frontier_of(progress.plan_steps[items.step_id]).push(items.step_id)
-    progress.tell_status()
 
 
 def _restore_step(progress: ExecutionProgress, settled: SettledStep) -> None:
@@ -314,12 +315,10 @@ def _restore_ending(progress: ExecutionProgress, ending: CarriedEnding) -> None:
     if ending.cleanup_started_at is None:
         return
     by_id = {step.compensation.id: step.compensation for step in progress.plan.steps if step.compensation is not None}
-    cleanup = Cleanup(
-        progress.plan, progress.steps, [by_id[step_id] for step_id in ending.compensations], ending.cleanup_started_at
-    )
+    undo = [by_id[step_id] for step_id in ending.compensations]
+    cleanup = Cleanup(progress, undo, ending.cleanup_started_at)
     cleanup.failed = ending.failed
     progress.open_clean_up(cleanup)
-    progress.due.append(StartTimer(CLEANUP_TIMER, cleanup.deadline_at, "time for clean-up"))
 
 
 def _restore_items(progress: ExecutionProgress, carried: CarriedItems) -> None:

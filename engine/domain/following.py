@@ -95,13 +95,15 @@ class Following:
         return following
 
     def _refusal(self, step: PlanStep, handoff: Handoff, target: str, known: set[str]) -> str | None:
+        if step.foreach is not None:
+            return "a foreach step hands nothing over"
         first, *chain = step.id.split(">")
         if handoff.target_agent_id in {*chain, handoff.source_agent_id, *self._first_agent(first)}:
-            return f"{handoff.target_agent_id} is in this chain of handoffs already"
+            return f"{handoff.target_agent_id} is already in this chain of handoffs"
         if target in known:
             return f"another handoff has added {target}"
         if len(known) >= self._plan.max_handoffs:
-            return f"handoffs have added {self._plan.max_handoffs} steps already (max_handoffs)"
+            return f"the limit of max_handoffs ({self._plan.max_handoffs}) is reached"
         if len(target) > MAX_ID_CHARS:
             return "the chain of handoffs is too long for an id"
         return None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from engine.domain.call_records import RunFacts
+    from engine.domain.execution import StepRecord
     from engine.domain.gate import GateKind
     from engine.domain.json import JsonObject, JsonValue
     from engine.domain.plan import ExecutionPlan, PlanApproval
@@ -37,6 +38,8 @@ class Gate:
     unit: Unit | None
     """None: it holds the whole run (``budget``)."""
     escalated: bool = False
+    failed: StepRecord | None = None
+    """Of the failed step that asks what to do; it waits meanwhile."""
 
     @property
     def is_open(self) -> bool:
@@ -83,9 +86,10 @@ class Gates:
         )
         return self._opened(Gate(record, unit, escalated), now)
 
-    def open_ask(self, gate_id: str, unit: Unit, question: str, now: datetime) -> Gate:
+    def open_ask(self, gate_id: str, unit: Unit, question: str, failed: StepRecord, now: datetime) -> Gate:
         """Open the gate of a failed step."""
-        return self._opened(Gate(self._record(gate_id, "ask", unit, question, list(ASK_ANSWERS), now), unit), now)
+        record = self._record(gate_id, "ask", unit, question, list(ASK_ANSWERS), now)
+        return self._opened(Gate(record, unit, failed=failed), now)
 
     def open_budget(self, gate_id: str, question: str, now: datetime) -> Gate:
         """Open the gate of a budget that is spent."""
@@ -167,6 +171,7 @@ class Gates:
         return [
             CarriedGate(
                 record=gate.record,
+                failed=gate.failed if gate.is_open else None,
                 item=gate.unit.item if gate.unit else None,
                 n=gate.unit.state.n if gate.unit else 1,
                 escalated=gate.escalated,
@@ -176,7 +181,7 @@ class Gates:
 
     def restore(self, carried: CarriedGate, unit: Unit | None) -> None:
         """Take a gate over from the run before."""
-        self._gates[carried.record.gate_id] = Gate(carried.record, unit, carried.escalated)
+        self._gates[carried.record.gate_id] = Gate(carried.record, unit, carried.escalated, carried.failed)
 
     def _check_data(self, record: GateRecord, answer: str, data: JsonValue) -> None:
         is_refusal = record.kind == "approval" and data is None and record.form is not None and answer == "reject"

@@ -198,6 +198,8 @@ class CarriedGate(_Message):
     """A gate that was opened."""
 
     record: GateRecord
+    failed: StepRecord | None = None
+    """Of the step that has failed, when it asks what to do."""
     item: int | None = None
     n: int = 1
     escalated: bool = False
@@ -404,6 +406,8 @@ class FailureDetails(_Message):
     details: JsonObject = Field(default_factory=dict[str, JsonValue])
     tool_calls: list[ToolCall] = Field(default_factory=list[ToolCall])
     """As many of the latest as fit into 16 KiB."""
+    events: list[Event] = Field(default_factory=list[Event])
+    """Start and retries of the call, the latest."""
 
 
 class CollectInput(_Message):

@@ -250,7 +250,7 @@ class _Compiler:
         ]
 
     def _followed_from(self, step: Step) -> list[Handoff]:
-        if self._definition.handoffs != "follow" or not step.agent_id or step.foreach is not None:
+        if self._definition.handoffs != "follow" or not step.agent_id:
             return []
         governed = self._agents_after.get(step.id, set())
         return [

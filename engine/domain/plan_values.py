@@ -84,7 +84,8 @@ class PlanValues:
                 return MISSING
 
     def _locate_output(self, step_id: str, state: StepState, below: tuple[str | int, ...]) -> Located:
-        has_none = state.status is StepStatus.SKIPPED and not state.is_supplied
+        is_null = state.output is not None and state.output.ref is None and state.output.inline is None
+        has_none = state.status is StepStatus.SKIPPED and (not state.is_supplied or is_null)
         if has_none or state.is_continued or (self._is_concluded and not state.has_run):
             return Located(_NULL, (), "output", None)
         stored = OperandRef(step_id=step_id, run_id=state.run_id, n=state.n)

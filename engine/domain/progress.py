@@ -18,7 +18,7 @@ from engine.domain.budgets import BudgetMeter, narrowed
 from engine.domain.call_records import CallRecords, RunFacts
 from engine.domain.calls import Calls
 from engine.domain.carrying import carry, restore, reuse
-from engine.domain.cleanup import CLEANUP_TIMER, Cleanup
+from engine.domain.cleanup import CLEANUP_TIMER, Cleanup, steps_to_undo
 from engine.domain.execution import (
     BudgetLimits,
     Cancellation,
@@ -34,10 +34,10 @@ from engine.domain.execution import (
 )
 from engine.domain.expressions import MissingPathError, compile_template, json_size
 from engine.domain.following import Following
-from engine.domain.foreach import ItemsError, collect_input, collected, count_items
 from engine.domain.frontier import Frontier
 from engine.domain.gate import Transition
 from engine.domain.gates import Gates
+from engine.domain.item_work import ItemWork
 from engine.domain.messages import (
     MAX_SENT_DECISIONS_BYTES,
     AgentCallInput,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from engine.domain.actions import Action
     from engine.domain.gates import Gate
-    from engine.domain.json import JsonObject, JsonValue
+    from engine.domain.json import JsonValue
     from engine.domain.messages import ChildResult, ComputeInput, SettledStep, StepOutcome
     from engine.domain.plan import ExecutionPlan, PlanStep
 
@@ -118,6 +118,7 @@ class ExecutionProgress:
             facts, self.values, self._calls, self._records, self.admissions, self.gates, self.budget, self
         )
         self.work.warnings.extend(plan.warnings)
+        self.items = ItemWork(self)
         self._told_status = ExecutionStatus.RUNNING
         self._is_stopped = False
         self.due: list[Action] = []
@@ -186,13 +187,25 @@ class ExecutionProgress:
         actions: list[Action] = [*self.work.resumed, *self.due]
         self.work.resumed.clear()
         self.due.clear()
-        if self.ending is not None and not self._is_stopped:
-            self._stop(now)
-        if draining:
-            return actions
-        if self._is_stopped and self.cleanup is None and not self.work.running and self._needs_cleanup:
-            self._begin_clean_up(now, actions)
         window_bytes = 0
+        while True:
+            if self.ending is not None and not self._is_stopped:
+                self._stop(now)
+            if draining:
+                return actions
+            if self._is_stopped and self.cleanup is None and not self.work.running and self._needs_cleanup:
+                self.open_clean_up(Cleanup(self, steps_to_undo(self), now))
+            window_bytes = self._dispatch(now, actions, window_bytes)
+            if self.ending is None or self._is_stopped:
+                break
+        if self.cleanup is not None and not self.cleanup.has_more and not self.work.running:
+            self.cleanup.end()
+        actions += self.due
+        self.due.clear()
+        return actions
+
+    def _dispatch(self, now: datetime, actions: list[Action], window_bytes: int) -> int:
+        """Add the calls that are due, as far as the window has room; return how much of it is taken."""
         while self._has_due_call:
             if len(self.work.running) >= MAX_PENDING_CALLS or window_bytes > MAX_WINDOW_BYTES:
                 break
@@ -201,9 +214,7 @@ class ExecutionProgress:
                 actions.append(action)
                 if len(actions) > _UNMEASURED_CALLS and isinstance(action, InvokeAgent):
                     window_bytes += json_size(action.call.input.inline, limit=MAX_WINDOW_BYTES)
-        if self.cleanup is not None and not self.cleanup.has_more and not self.work.running:
-            self._end_clean_up(now)
-        return actions
+        return window_bytes
 
     def take_cancelled(self) -> list[str]:
         """Hand over the addresses of calls and timers to be cancelled."""
@@ -218,12 +229,12 @@ class ExecutionProgress:
         self.work.outcome(address, outcome, sent, outcome.completed_at)
         if was_open and self.ending is not None and self.ending.status is ExecutionStatus.COMPLETED:
             self.recorded_output = outcome.output if outcome.closed else None
-        self._end_when_idle()
+        self.end_when_idle()
 
     def apply_failure(self, address: str, failure: CallFailure, sent: AgentCallInput, now: datetime) -> None:
         """An agent's call has failed for good."""
         self.work.failure(address, failure, sent, now)
-        self._end_when_idle()
+        self.end_when_idle()
 
     def apply_child(self, address: str, result: ChildResult | CallFailure, now: datetime) -> None:
         """A child execution has ended."""
@@ -238,7 +249,8 @@ class ExecutionProgress:
     def apply_timer(self, address: str, now: datetime) -> None:
         """A timer has come to its instant."""
         if address == CLEANUP_TIMER:
-            self._time_out_clean_up(now)
+            if self.cleanup is not None:
+                self.cleanup.time_out(now)
             return
         self._take(self.work.timer_fired(address, now))
 
@@ -295,14 +307,15 @@ class ExecutionProgress:
     def answer_gate(self, gate: Gate, answer: str, data: JsonValue, by: str | None, now: datetime) -> None:
         """Take an answer that was checked."""
         self.gates.answer(gate, answer, data, by, now)
+        self._close_failed(gate, now)
         match gate.record.kind:
             case "approval":
                 self.work.answer_approval(gate, answer, data, by, now)
             case "ask":
                 self._answer_ask(gate, answer, data, by, now)
             case "budget":
-                self._answer_budget(answer, data, by)
-        self._end_when_idle()
+                self._answer_budget(answer, data, by, now)
+        self.end_when_idle()
 
     def check_ask(self, step_id: JsonValue) -> Gate:
         """Return the gate of a failed step.
@@ -373,9 +386,11 @@ class ExecutionProgress:
     @property
     def has_transition(self) -> bool:
         """Whether something has changed that no agent's call records."""
-        return bool(self.gates.changed or self.work.waiting) or (
-            self.ending is None and self.status is not self._told_status
-        )
+        if self.ending is None and self.status is not self._told_status:
+            return True
+        # What waits for siblings to end has no call that would take its record along.
+        is_held_up = self.failing is not None and self.ending is None and bool(self.decided)
+        return bool(self.gates.changed or self.work.waiting or is_held_up)
 
     def take_transition(self, now: datetime) -> Transition:
         """Hand over what has changed beside agents' calls."""
@@ -408,44 +423,42 @@ class ExecutionProgress:
 
     def may_go_on(self, unit: Unit) -> bool:
         """Whether a unit may still begin another turn or wait for somebody."""
-        return self._is_clean_up(unit) or (self.ending is None and self.failing is None)
+        return self._owned_by_cleanup(unit) or (self.ending is None and self.failing is None)
 
     def is_stopped(self, unit: Unit) -> bool:
         """Whether a unit's calls are being cancelled."""
-        if self._is_clean_up(unit):
+        if self._owned_by_cleanup(unit):
             return self.cleanup is not None and self.cleanup.is_timed_out
         return self.ending is not None
 
     def unit_completed(self, unit: Unit, now: datetime) -> None:
         """A step, or an item of one, has its output."""
         if unit.item is not None:
-            self._item_ended(unit, now)
+            self.items.ended(unit, now)
             return
         cleanup = self.cleanup
-        if cleanup is not None and cleanup.undoing is unit.step:
-            cleanup.undoing = None
-        else:
-            self._settle(unit.step, now)
+        if cleanup is None or not cleanup.complete(unit):
+            self.settle(unit.step, now)
 
     def unit_failed(self, unit: Unit, now: datetime) -> None:
         """A step, or an item of one, has failed for good."""
         if unit.item is not None:
-            self._item_ended(unit, now)
-        elif self._is_clean_up(unit):
-            self._fail_clean_up(unit, now)
+            self.items.ended(unit, now)
+        elif self.cleanup is not None and self.cleanup.owns(unit):
+            self.cleanup.fail(unit, now)
         else:
             self._fail_step(unit, now)
 
     def unit_cancelled(self, unit: Unit, now: datetime) -> None:
         """A step, or an item of one, was cancelled."""
         if unit.item is not None:
-            self._item_ended(unit, now)
-        elif self.cleanup is not None and self.cleanup.undoing is unit.step:
-            self.cleanup.undoing = None
+            self.items.ended(unit, now)
+        elif self.cleanup is not None:
+            self.cleanup.complete(unit)
 
     def deadline_of(self, unit: Unit) -> datetime | None:
         """When what the unit is a part of must be over."""
-        if self.cleanup is not None and self._is_clean_up(unit):
+        if self.cleanup is not None and self._owned_by_cleanup(unit):
             return self.cleanup.deadline_at
         return self.facts.deadline_at
 
@@ -489,27 +502,28 @@ class ExecutionProgress:
     def _next_action(self, now: datetime) -> Action | None:
         if self.work.again:
             unit = self.work.again.popleft()
-            return self._begin(unit, now)
+            return self.begin(unit, now)
         cleanup = self.cleanup
         if cleanup is not None and cleanup.undo:
             cleanup.undoing = cleanup.undo.popleft()
-            return self._begin(Unit(cleanup.undoing, self._added_state(cleanup.undoing)), now)
+            return self.begin(Unit(cleanup.undoing, self._added_state(cleanup.undoing)), now)
         frontier = self.main if cleanup is None else cleanup.frontier
         step = frontier.pop()
         state = self.steps[step.id]
         if state.items is not None:
-            return self._begin_item(step, state, now)
+            return self.items.begin_next(step, state, now)
         if not self._admit(step, now):
             return None
         if step.foreach is not None:
-            return self._open_items(step, state, now)
-        return self._begin(Unit(step, state), now)
+            return self.items.open(step, state, now)
+        return self.begin(Unit(step, state), now)
 
-    def _begin(self, unit: Unit, now: datetime) -> Action | None:
+    def begin(self, unit: Unit, now: datetime) -> Action | None:
+        """Make a unit's next call, unless the budget is spent; None when it needs none."""
         if self.cleanup is None and unit.step.type in ("agent", "workflow") and self._is_spent(unit, now):
             return None
         action = self.work.begin(unit, now)
-        self._end_when_idle()
+        self.end_when_idle()
         return action
 
     def _added_state(self, step: PlanStep) -> StepState:
@@ -526,7 +540,7 @@ class ExecutionProgress:
             state.run_id = self.facts.run_id
             state.agent_id = step.agents[0] if step.agents else None
             self.work.fail_input(Unit(step, state), str(error), error.path.text, now)
-            self._end_when_idle()
+            self.end_when_idle()
             return False
         if admission.refused_by is None:
             return True
@@ -537,97 +551,22 @@ class ExecutionProgress:
         state.note = admission.reason
         self.admissions.must_join = True
         self.decided.append(self.admissions.skipped_record(step, admission, now))
-        self._settle(step, now)
+        self.settle(step, now)
         return False
-
-    # Inside: items.
-
-    def _open_items(self, step: PlanStep, state: StepState, now: datetime) -> Action | None:
-        state.n += 1
-        state.run_id = self.facts.run_id
-        state.status = StepStatus.RUNNING
-        state.started_at = now
-        try:
-            state.items = count_items(step, self.values)
-        except ItemsError as error:
-            self.work.fail_input(Unit(step, state), str(error), None, now)
-            self._end_when_idle()
-            return None
-        if state.items.count == 0:
-            self._items_ended(step, state, now)
-            return None
-        return self._begin_item(step, state, now)
-
-    def _begin_item(self, step: PlanStep, state: StepState, now: datetime) -> Action | None:
-        items, foreach = state.items, step.foreach
-        if items is None or foreach is None or not items.has_more or not state.is_open:
-            return None
-        limit = foreach.max_concurrency
-        if limit is not None and len(items.open) >= limit:
-            return None
-        item = items.take_next()
-        unit = Unit(step, StepState(n=items.calls.get(item, 0)), item)
-        items.open[item] = unit.state
-        if items.has_more:
-            self.frontier_of(step).push(step.id)
-        return self._begin(unit, now)
-
-    def _item_ended(self, unit: Unit, now: datetime) -> None:
-        state = self.steps[unit.step_id]
-        items, item = state.items, unit.item
-        if items is None or item is None:
-            return
-        del items.open[item]
-        if unit.state.n > 1:
-            items.calls[item] = unit.state.n
-        state.attempts += unit.state.attempts
-        if unit.state.status is StepStatus.COMPLETED and unit.state.output is not None:
-            items.outputs[item] = unit.state.output
-        elif unit.state.status is StepStatus.FAILED:
-            items.failed[item] = unit.state.n
-            if len(items.failed) > items.tolerated and items.error is None:
-                items.error = unit.state.error
-        is_stopped = not self.may_go_on(Unit(unit.step, state)) and (
-            items.has_more or unit.state.status is StepStatus.CANCELLED
-        )
-        if not items.open and (items.is_over or is_stopped):
-            if is_stopped and items.error is None:
-                self.work.cancel(Unit(unit.step, state), None, now)
-            else:
-                self._items_ended(unit.step, state, now)
-        elif items.has_more:
-            self.frontier_of(unit.step).push(unit.step_id)
-
-    def _items_ended(self, step: PlanStep, state: StepState, now: datetime) -> None:
-        items = state.items
-        unit = Unit(step, state)
-        if items is None:
-            return
-        if items.error is not None:
-            self.work.fail_items(unit, items.error, now)
-            return
-        if items.failed:
-            count = len(items.failed)
-            self._warn("items_failed", f"{count} of {items.count} items of step {step.id} failed; they give null", step)
-        output = collected(items)
-        if output is not None:
-            self.work.complete_items(unit, output, now)
-            return
-        request = self.work.compute_input(unit, now).model_copy(update={"collect": collect_input(items)})
-        self.due.append(self.work.collect(unit, request))
 
     def frontier_of(self, step: PlanStep) -> Frontier:
         """The graph that a step belongs to."""
-        if self.cleanup is not None and self._is_clean_up(Unit(step, self.steps[step.id])):
+        if self.cleanup is not None and self._owned_by_cleanup(Unit(step, self.steps[step.id])):
             return self.cleanup.frontier
         return self.main
 
     # Inside: how steps end, and the run with them.
 
-    def _settle(self, step: PlanStep, now: datetime, *, has_failed: bool = False) -> None:
+    def settle(self, step: PlanStep, now: datetime, *, has_failed: bool = False) -> None:
+        """A step is over; what waited for it alone may begin."""
         state = self.steps[step.id]
         cleanup = self.cleanup
-        if cleanup is not None and self._is_clean_up(Unit(step, state)):
+        if cleanup is not None and self._owned_by_cleanup(Unit(step, state)):
             cleanup.frontier.settle(step.id)
             return
         if step.follows and not has_failed and state.status is not StepStatus.SKIPPED and self._goes_on:
@@ -647,7 +586,7 @@ class ExecutionProgress:
         try:
             begun, told = self.following.decide(step, state, now)
         except TooLargeToDecideError as error:
-            self._warn("handoff_undecided", f"The handoffs from step {step.id} were not followed: {error}", step)
+            self.warn("handoff_undecided", f"The handoffs from step {step.id} were not followed: {error}", step)
             return
         self.events += told
         for following in begun:
@@ -664,17 +603,19 @@ class ExecutionProgress:
         if error is not None and self._goes_on and step.on_error == "ask":
             state.status = StepStatus.WAITING
             question = f"Step {step.name} has failed: {error.message} Retry it, skip it with an output, or fail?"
-            self.gates.open_ask(f"{step.id}.{state.n}", unit, question, now)
+            failed = self.decided.pop()
+            self.gates.open_ask(f"{step.id}.{state.n}", unit, question, failed, now)
+            self.work.waiting.append(failed.model_copy(update={"status": StepStatus.WAITING, "completed_at": None}))
             return
         if error is not None and self.ending is None and step.on_error == "continue":
             state.is_continued = True
             self.admissions.must_join = True
-            self._warn("step_failed", f"Step {step.id} failed, and the execution went on: {error.message}", step)
+            self.warn("step_failed", f"Step {step.id} failed, and the execution went on: {error.message}", step)
         self._give_up(unit, now)
 
     def _give_up(self, unit: Unit, now: datetime) -> None:
         step, state = unit.step, unit.state
-        self._settle(step, now, has_failed=not state.is_continued)
+        self.settle(step, now, has_failed=not state.is_continued)
         if state.error is None or not self._goes_on or state.is_continued:
             return
         ending = Ending(
@@ -687,7 +628,7 @@ class ExecutionProgress:
         )
         if self.plan.on_failure == "finish":
             self.failing = ending
-            self._close_waiting(now)
+            self.close_waiting(now)
         else:
             self.ending = ending
 
@@ -701,10 +642,16 @@ class ExecutionProgress:
             output = data.get("output") if isinstance(data, dict) and "output" in data else data
             self.work.supply(unit, output, by, now)
             self.admissions.must_join = True
-            self._settle(unit.step, now)
+            self.settle(unit.step, now)
         else:
             unit.state.status = StepStatus.FAILED
             self._give_up(unit, now)
+
+    def _close_failed(self, gate: Gate, now: datetime) -> None:
+        """The failed step of a gate waits no longer: its record says again that it has failed."""
+        if gate.failed is not None:
+            self.decided.append(gate.failed.model_copy(update={"token": micros(now)}))
+            gate.failed = None
 
     def _retry(self, unit: Unit) -> None:
         state = unit.state
@@ -719,76 +666,60 @@ class ExecutionProgress:
         state.status = StepStatus.RUNNING
         self.main.push(unit.step_id)
 
-    def _end_when_idle(self) -> None:
+    def end_when_idle(self) -> None:
+        """With ``finish``, what ran has ended: so does the execution."""
         is_idle = not self.work.running and not self.work.again and not self.work.resumed
         if self.failing is not None and self.ending is None and is_idle:
             self.ending = self.failing
 
     def _is_spent(self, unit: Unit, now: datetime) -> bool:
-        """Whether the budget keeps a call from being made; then the run ends, or somebody is asked."""
+        """Whether the budget keeps a call from being made; then the run ends with what is paid for, or asks."""
         breach = self.budget.breach(self.usage, self.work.agent_calls, now)
         if breach is None:
             return False
+        self.work.again.appendleft(unit)
+        if self.failing is not None:
+            self.work.again.clear()
+            self._abandon(unit, now)
+            return True
         self.budget.breaches += 1
         self.events.append(Event.at_instant("budget.exceeded", now, BUDGET_GATE, unit.step_id, **breach))
         said = f"The budget of {breach['allowed']:g} {breach['limit']} is spent ({breach['used']:g})"
         limits = self.budget.limits
         if limits is not None and limits.on_breach == "ask":
             self.gates.open_budget(f"{BUDGET_GATE}.{self.budget.breaches}", f"{said}. Go on?", now)
-            self.work.again.appendleft(unit)
             return True
-        unit.state.status = StepStatus.PENDING if unit.state.n == 0 else unit.state.status
-        if unit.state.n or unit.item is not None:
-            self.work.again.appendleft(unit)
-        self.ending = self.failing or Ending(
-            ExecutionStatus.FAILED, ErrorPayload(code=ErrorCode.BUDGET_EXCEEDED, message=said, details=breach)
-        )
+        self._fail_budget(ErrorPayload(code=ErrorCode.BUDGET_EXCEEDED, message=said, details=breach), now)
         return True
 
-    def _answer_budget(self, answer: str, data: JsonValue, by: str | None) -> None:
+    def _fail_budget(self, error: ErrorPayload, now: datetime) -> None:
+        self.failing = Ending(ExecutionStatus.FAILED, error)
+        self.close_waiting(now)
+        self.end_when_idle()
+
+    def _answer_budget(self, answer: str, data: JsonValue, by: str | None, now: datetime) -> None:
         if answer == "continue":
             self.budget.grant(data if isinstance(data, dict) and data else None)
-        elif self.ending is None:
+        elif self._goes_on:
             message = f"The budget was spent, and {by or 'an operator'} said to fail"
-            self.ending = self.failing or Ending(
-                ExecutionStatus.FAILED, ErrorPayload(code=ErrorCode.BUDGET_EXCEEDED, message=message)
-            )
+            self._fail_budget(ErrorPayload(code=ErrorCode.BUDGET_EXCEEDED, message=message), now)
 
     # Inside: clean-up.
 
     @property
     def _needs_cleanup(self) -> bool:
-        if self.plan.final_steps:
-            return True
-        return (
-            self.ending is not None and self.ending.status is not ExecutionStatus.COMPLETED and bool(self._undoable())
-        )
+        return bool(self.plan.final_steps) or bool(steps_to_undo(self))
 
-    def _undoable(self) -> list[PlanStep]:
-        found: list[PlanStep] = []
-        for step_id in reversed(self.main.settled_order):
-            compensation = self.plan_steps[step_id].compensation
-            if compensation is not None and self.steps[step_id].status is StepStatus.COMPLETED:
-                found.append(compensation)
-        return found
-
-    def _is_clean_up(self, unit: Unit) -> bool:
-        cleanup = self.cleanup
-        if cleanup is None:
-            return False
-        return unit.step is cleanup.undoing or unit.step_id in self._final_ids
-
-    @property
-    def _final_ids(self) -> set[str]:
-        return {step.id for step in self.plan.final_steps}
+    def _owned_by_cleanup(self, unit: Unit) -> bool:
+        return self.cleanup is not None and self.cleanup.owns(unit)
 
     def _stop(self, now: datetime) -> None:
         """The end is decided: cancel what runs, and let nothing wait any more."""
         self._is_stopped = True
         self.work.cancelled.extend(self.work.running)
-        self._close_waiting(now)
+        self.close_waiting(now)
 
-    def _close_waiting(self, now: datetime) -> None:
+    def close_waiting(self, now: datetime) -> None:
         """End what waits for a call, an instant or an answer."""
         work = self.work
         fallbacks = [unit for unit in work.again if self.ending is None and unit.state.choice]
@@ -800,28 +731,24 @@ class ExecutionProgress:
         work.timers.clear()
         for gate in self.gates.open_gates:
             self.gates.close(gate, now)
+            self._close_failed(gate, now)
             if gate.unit is not None and gate.unit not in waiting:
                 waiting.append(gate.unit)
         for unit in waiting:
-            if unit.state.n == 0 and unit.item is None:
-                unit.state.status = StepStatus.PENDING
-                continue
-            if unit.state.status is not StepStatus.WAITING:
-                unit.state.n += 1
-            unit.state.run_id = self.facts.run_id
-            work.cancel(unit, None, now)
+            self._abandon(unit, now)
         for step_id, state in self.steps.items():
             if state.items is not None and state.is_open and not state.items.open:
                 work.cancel(Unit(self.plan_steps[step_id], state), None, now)
 
-    def _begin_clean_up(self, now: datetime, actions: list[Action]) -> None:
-        ending = self.ending
-        if ending is None:
+    def _abandon(self, unit: Unit, now: datetime) -> None:
+        """A unit does not go on; one that was never called has not begun."""
+        if unit.state.n == 0 and unit.item is None:
+            unit.state.status = StepStatus.PENDING
             return
-        undo = [] if ending.status is ExecutionStatus.COMPLETED else self._undoable()
-        self.open_clean_up(Cleanup(self.plan, self.steps, undo, now))
-        if self.cleanup is not None and self.cleanup.has_more:
-            actions.append(StartTimer(CLEANUP_TIMER, self.cleanup.deadline_at, "time for clean-up"))
+        if unit.state.status is not StepStatus.WAITING:
+            unit.state.n += 1
+        unit.state.run_id = self.facts.run_id
+        self.work.cancel(unit, None, now)
 
     def open_clean_up(self, cleanup: Cleanup) -> None:
         """Enter the phase in which completed steps are undone and ``finally`` is run."""
@@ -831,56 +758,20 @@ class ExecutionProgress:
         self.admissions.must_join = True
         if ending is not None:
             self.values.conclude(ending.status.value, ending.error)
-
-    def _fail_clean_up(self, unit: Unit, now: datetime) -> None:
-        cleanup, step, error = self.cleanup, unit.step, unit.state.error
-        if cleanup is None or error is None:
-            return
-        if step is cleanup.undoing:
-            cleanup.undoing = None
-            self._warn("compensation_failed", f"Step {step.id} failed: {error.message}", step)
-            return
-        if step.on_error == "continue":
-            unit.state.is_continued = True
-            self._warn("step_failed", f"Step {step.id} failed, and the execution went on: {error.message}", step)
-        elif cleanup.failed is None:
-            cleanup.failed = error.model_copy(update={"message": f"Step {step.id} failed: {error.message}"})
-        self._settle(step, now)
-
-    def _time_out_clean_up(self, now: datetime) -> None:
-        cleanup = self.cleanup
-        if cleanup is None or not (cleanup.has_more or self.work.running):
-            return
-        cleanup.is_timed_out = True
-        seconds = self.plan.cleanup_timeout.total_seconds()
-        self._warn("cleanup_timeout", f"Clean-up did not end within {seconds:g} s; what was left is not done", None)
-        self.work.cancelled.extend(self.work.running)
-        self._close_waiting(now)
-
-    def _end_clean_up(self, now: datetime) -> None:
-        cleanup, ending = self.cleanup, self.ending
-        if cleanup is None or ending is None or cleanup.has_told:
-            return
-        del now
-        cleanup.has_told = True
-        self.work.cancelled.append(CLEANUP_TIMER)
-        if cleanup.failed is None:
-            return
-        if ending.status is ExecutionStatus.COMPLETED:
-            self.ending = Ending(ExecutionStatus.FAILED, cleanup.failed)
-        else:
-            self._warn("finally_failed", cleanup.failed.message, None)
+        if cleanup.has_more:
+            self.due.append(StartTimer(CLEANUP_TIMER, cleanup.deadline_at, "time for clean-up"))
 
     def _take(self, action: Action | None) -> None:
         if action is not None:
             self.due.append(action)
-        self._end_when_idle()
+        self.end_when_idle()
 
     def _check_open(self) -> None:
         if self.ending is not None:
             raise ConflictError("The execution is ending; nothing can be changed any more", {"status": "ending"})
 
-    def _warn(self, code: str, message: str, step: PlanStep | None) -> None:
+    def warn(self, code: str, message: str, step: PlanStep | None) -> None:
+        """Add a warning, cut to a size, unless there are very many."""
         if len(self.warnings) < MAX_WARNINGS:
             text = message if len(message) <= MAX_WARNING_CHARS else message[: MAX_WARNING_CHARS - 1] + "…"
             self.warnings.append(ExecutionWarning(code=code, message=text, step_id=step and step.id))

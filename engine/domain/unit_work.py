@@ -435,7 +435,8 @@ class UnitWork:
         approval = unit.step.approval
         output: JsonObject = {"answer": answer, "data": data, "by": by, "at": now.isoformat()}
         if approval is not None and answer in approval.fail_on:
-            message = f"{by or 'Nobody in particular'} answered {answer}"
+            who = by or "somebody"
+            message = f"rejected by {who}" if answer == "reject" else f"{who} answered {answer}"
             failure = CallFailure("agent", "refused", message, 0, details={"answer": output})
             self._fail(unit, failure, now)
             return
@@ -457,7 +458,8 @@ class UnitWork:
         state.is_supplied = True
         state.error = None
         state.completed_at = now
-        state.output = state.handed = Value.of(output)
+        state.output = Value.of(output)
+        state.handed = state.output if isinstance(output, dict) else None
         state.note = f"skipped by {by or 'an operator'}"
         self.decided.append(self._records.of_supply(unit, now, state.output, by))
 
@@ -485,7 +487,7 @@ class UnitWork:
                 self.warnings.append(
                     ExecutionWarning(
                         code="max_iterations",
-                        message=f"Step {_name(unit)} ended at turn {repeat.max_iterations}: its condition does not hold",
+                        message=f"{_name(unit)} ended at turn {repeat.max_iterations}: its condition does not hold",
                         step_id=unit.step_id,
                     )
                 )

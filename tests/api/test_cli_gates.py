@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
+from test_cli import process, read_until, start
 
 from engine.adapters.codec import Codec
 from engine.adapters.sqlite.database import SqliteDatabase
@@ -175,3 +176,31 @@ def test_who_acts_is_the_user_unless_said_otherwise(call: Command, place: Path, 
     ]
     monkeypatch.setattr("getpass.getuser", lambda: {}["no such user"])
     assert json.loads(call("gate", "reject", "flow-1", "a.1", "-o", "json").stdout)["by"] is None
+
+
+# On a real server.
+
+
+def test_a_run_in_one_terminal_is_answered_from_another(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("BATON_TEMPORAL_ADDRESS")
+    definition = {
+        "name": "Ask Me",
+        "steps": [{"id": "ask", "type": "approval", "approval": {"question": "Go on?"}}],
+        "output_mapping": {"by": "${steps.ask.output.by}", "data": "${steps.ask.output.data}"},
+    }
+    (place / "ask.json").write_text(json.dumps(definition), encoding="utf-8")
+    with start("-m", "engine.cli", "run", "ask.json", "--watch", "-o", "json") as run:
+        execution_id = read_until(run.stderr, r"started (\S+)")[1]
+        read_until(run.stderr, r"gate\.opened +ask +gate_id=ask\.1")
+        shown, _ = process("gate", "list", "-o", "jsonl")
+        assert json.loads(shown)["execution_id"] == execution_id
+        status, _ = process("execution", "status", execution_id)
+        assert re.search(r"^gates +ask\.1$", status, re.MULTILINE)
+        paused, _ = process("execution", "pause", execution_id, "--reason", "lunch")
+        assert paused == "paused\n"
+        assert process("execution", "resume", execution_id)[0] == "resumed\n"
+        process("gate", "approve", execution_id, "--by", "ann", "--data", '{"n": 1}')
+        stdout, _ = run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert json.loads(stdout)["output"] == {"by": "ann", "data": {"n": 1}}
+    assert "(conflict)" in process("gate", "approve", execution_id, "ask.1", code=2)[1]

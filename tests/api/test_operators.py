@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,7 @@ async def test_an_execution_waits_for_an_answer_and_goes_on_with_it(engine: Work
     answered = await engine.answer_gate(execution_id, "approve.1", "approve", by="ann", data={"price": 3})
     fits(answered, types.GateAnswer)
     assert (answered["gate_id"], answered["answer"], answered["by"]) == ("approve.1", "approve", "ann")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", answered["at"])
     result = await result_of(engine, execution_id)
     assert result["status"] == "completed"
     output: Any = result["output"]
@@ -164,6 +166,7 @@ async def test_an_execution_waits_for_an_answer_and_goes_on_with_it(engine: Work
     gone = await engine.get_gate(execution_id, "approve.1")
     fits(gone, types.GateState)
     assert (gone["status"], gone["answer"], gone["by"], gone["data"]) == ("answered", "approve", "ann", {"price": 3})
+    assert gone["at"] == answered["at"]
     assert "gates" not in await engine.get_execution_status(execution_id)
     events = [event["type"] async for event in engine.watch_execution(execution_id)]
     for opened, after in (("gate.opened", "gate.answered"), ("gate.answered", "execution.completed")):

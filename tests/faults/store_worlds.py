@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from tests.servers.fault_proxy import FaultProxy, Mode
 
 HELD_SECONDS: Final = 60
-EXECUTIONS: Final = ("finished", "running", "stopped", "begun", "unread begun")
-"""Their names in a world: over before the fault, held in it, to be cancelled in it, begun in it."""
+HELD: Final = ("running", "stopped", "paused", "resumed")
+ASKING: Final = ("waiting", "answered", "retried", "skipped")
+EXECUTIONS: Final = ("finished", "begun", "unread begun", *HELD, *ASKING)
+"""Their names in a world: over before the fault, or begun in it, or by what an operator does to them in it; what is
+``running`` is left alone, and what is ``waiting`` until afterwards."""
+GATE: Final = "a.1"
+"""Of the first step of each that asks."""
 QUESTIONS: Final = (
     "list_workflows",
     "list_workflow_versions",
@@ -37,6 +42,12 @@ QUESTIONS: Final = (
     "get_handoff",
     "list_handoffs",
     "list_executions",
+    "list_gates",
+    "get_gate",
+    "diff_workflow",
+    "workflow_graph",
+    "explain_execution",
+    "rerun_execution",
     "get_workflow_metrics",
     "get_agent_performance",
 )
@@ -85,7 +96,14 @@ class World:
         self.fault = fault
         self.proxy = proxy
         self.release = threading.Event()
-        self.invoker = ScriptedAgentInvoker({self.writer: {"text": "done"}, self.holder: self._hold})
+        broken = ValueError("broken")
+        self.invoker = ScriptedAgentInvoker(
+            {
+                self.writer: {"text": "done"},
+                self.holder: self._hold,
+                self.breaker: [broken, broken, {"text": "mended"}],
+            }
+        )
         self.engine = WorkflowEngine(config, invoker=self.invoker)
         self.ids: dict[str, str] = {}
 
@@ -99,6 +117,11 @@ class World:
         """The agent that answers when the world says so."""
         return f"{self.prefix}-holder"
 
+    @property
+    def breaker(self) -> str:
+        """The agent that fails at first, for ``retried`` and for ``skipped``."""
+        return f"{self.prefix}-breaker"
+
     async def _hold(self, _: object) -> dict[str, str]:
         async with asyncio.timeout(HELD_SECONDS):
             while not self.release.is_set():
@@ -108,7 +131,7 @@ class World:
     async def prepare(self) -> None:
         """Make what the calls will look for; read what is to be cached."""
         engine, prefix, ids = self.engine, self.prefix, self.ids
-        for agent_id in (self.writer, self.holder):
+        for agent_id in (self.writer, self.holder, self.breaker):
             config = {"function": "agents:any"}
             await engine.register_agent(agent_id, capabilities=[prefix], config=config, agent_id=agent_id)
         for name in ("read", "unread", "updated", "deleted"):
@@ -121,15 +144,17 @@ class World:
         ids["finished"] = (await engine.execute_workflow(ids["read"]))["execution_id"]
         result = await engine.get_execution_result(ids["finished"], wait=30)
         assert result["status"] == "completed", result
-        for name in ("running", "stopped"):
+        for name in HELD:
             ids[name] = (await engine.execute_workflow(ids["held"]))["execution_id"]
         async with asyncio.timeout(30):
-            while Counter(call.agent.agent_id for call in self.invoker.calls)[self.holder] < 2:
+            while Counter(call.agent.agent_id for call in self.invoker.calls)[self.holder] < len(HELD):
                 await asyncio.sleep(0.02)
             # What is read of these must come from somewhere while the records' store is away.
             for name in ("finished", "running", "stopped"):
                 while (await engine.get_execution_status(ids[name]))["status"] == "pending":
                     await asyncio.sleep(0.05)
+        await engine.pause_execution(ids["resumed"])
+        await self._prepare_gates()
         # A server that has just started may take seconds over the first question of a kind.
         async with asyncio.timeout(60):
             for call in (call for name, call in CALLS.items() if name in QUESTIONS):
@@ -137,6 +162,22 @@ class World:
                     assert seen.outcome == "database_error", seen
         # What was read is not taken for true any more without asking.
         await asyncio.sleep(FRESH_SECONDS)
+
+    async def _prepare_gates(self) -> None:
+        engine, prefix, ids = self.engine, self.prefix, self.ids
+        approval = {"question": "Shall it go on?", "assignees": [prefix]}
+        steps = [{"id": "a", "type": "approval", "approval": approval}]
+        ids["asking"] = await engine.create_workflow(f"{prefix} asking", steps, tags=[prefix])
+        once = {"on_error": "ask", "retry_policy": {"max_retries": 0}}
+        steps = [{"id": "a", "agent_id": self.breaker, **once}]
+        ids["broken"] = await engine.create_workflow(f"{prefix} broken", steps, tags=[prefix])
+        asked = {"waiting": "asking", "answered": "asking", "retried": "broken", "skipped": "broken"}
+        for name, workflow in asked.items():
+            ids[name] = (await engine.execute_workflow(ids[workflow]))["execution_id"]
+        async with asyncio.timeout(30):
+            for name in asked:
+                while not (await engine.list_gates(ids[name]))["items"]:
+                    await asyncio.sleep(0.05)
 
     async def live_through(self) -> Story:
         """Begin the fault, call everything, end the fault, repeat what failed, and look at what is left."""
@@ -152,12 +193,17 @@ class World:
         for name, before in story.calls.items():
             if before.outcome != "right":
                 story.again[name] = await self.see(CALLS[name])
+        await self.engine.answer_gate(self.ids["waiting"], GATE, "approve")
         for name in EXECUTIONS:
             story.results[name] = await self._end_of(self.ids[name])
-        for name in ("read", "held", "unread"):
+        for name in ("read", "held", "unread", "asking", "broken"):
             page = await self.engine.list_executions(workflow_id=self.ids[name])
             story.listed |= {item["execution_id"] for item in page["items"]}
-        story.agent_calls = Counter((call.call.execution_id, call.call.step_id) for call in self.invoker.calls)
+        story.agent_calls = Counter(
+            (call.call.execution_id, call.call.step_id)
+            for call in self.invoker.calls
+            if call.agent.agent_id != self.breaker
+        )
         story.doubled = [fault async for fault in self._faults_of_writes()]
         return story
 
@@ -339,7 +385,8 @@ async def _get_agent(w: World) -> None:
 
 @_call("list_agents")
 async def _list_agents(w: World) -> None:
-    assert _ids(await w.engine.list_agents(capabilities=[w.prefix]), "agent_id") == {w.writer, w.holder}
+    found = _ids(await w.engine.list_agents(capabilities=[w.prefix]), "agent_id")
+    assert found == {w.writer, w.holder, w.breaker}, found
 
 
 @_call("create_handoff")
@@ -393,12 +440,79 @@ async def _get_execution_result(w: World) -> None:
 @_call("list_executions")
 async def _list_executions(w: World) -> None:
     found = _ids(await w.engine.list_executions(workflow_id=w.ids["held"]), "execution_id")
-    assert found == {w.ids["running"], w.ids["stopped"]}, found
+    assert found == {w.ids[name] for name in HELD}, found
 
 
 @_call("cancel_execution")
 async def _cancel_execution(w: World) -> None:
     await w.engine.cancel_execution(w.ids["stopped"])
+
+
+@_call("list_gates")
+async def _list_gates(w: World) -> None:
+    found = _ids(await w.engine.list_gates(assignee=w.prefix), "execution_id")
+    assert {w.ids["waiting"]} <= found <= {w.ids["waiting"], w.ids["answered"]}, found
+
+
+@_call("get_gate")
+async def _get_gate(w: World) -> None:
+    gate = await w.engine.get_gate(w.ids["waiting"], GATE)
+    assert (gate["status"], gate["question"]) == ("open", "Shall it go on?"), gate
+
+
+@_call("answer_gate")
+async def _answer_gate(w: World) -> None:
+    answered = await w.engine.answer_gate(w.ids["answered"], GATE, "approve", by="ann")
+    assert (answered["answer"], answered["by"]) == ("approve", "ann"), answered
+
+
+@_call("pause_execution")
+async def _pause_execution(w: World) -> None:
+    for act in (w.engine.pause_execution, w.engine.resume_execution):
+        try:
+            assert await act(w.ids["paused"])
+        except EngineError as error:
+            # What failed in the fault is repeated when the execution is paused already, or over.
+            if error.code is not ErrorCode.CONFLICT or w.proxy.mode != "pass":
+                raise
+
+
+@_call("resume_execution")
+async def _resume_execution(w: World) -> None:
+    assert await w.engine.resume_execution(w.ids["resumed"])
+
+
+@_call("retry_step")
+async def _retry_step(w: World) -> None:
+    assert await w.engine.retry_step(w.ids["retried"], "a")
+
+
+@_call("skip_step")
+async def _skip_step(w: World) -> None:
+    assert await w.engine.skip_step(w.ids["skipped"], "a", {"text": "skipped"})
+
+
+@_call("diff_workflow")
+async def _diff_workflow(w: World) -> None:
+    answer = await w.engine.diff_workflow(w.ids["read"], 1, 1)
+    assert answer["changes"] == [], answer
+
+
+@_call("workflow_graph")
+async def _workflow_graph(w: World) -> None:
+    assert w.writer in await w.engine.workflow_graph(w.ids["read"], "text")
+
+
+@_call("explain_execution")
+async def _explain_execution(w: World) -> None:
+    answer = await w.engine.explain_execution(w.ids["finished"])
+    assert [step["step_id"] for step in answer["steps"]] == ["a"], answer
+
+
+@_call("rerun_execution")
+async def _rerun_execution(w: World) -> None:
+    answer = await w.engine.rerun_execution(w.ids["finished"], "a", preview=True)
+    assert (answer["rerun"], answer["reused"]) == (["a"], []), answer
 
 
 @_call("watch_execution")

@@ -297,9 +297,7 @@ class _Maker:
             step["when"] = self.condition(below)
         if below:
             step["join"] = chance.choice(("all", "all", "all", "any", "any", "settled"))
-        import os
         step["on_error"] = chance.choice(("fail", "fail", "fail", "continue", "continue", "continue", "ask"))
-        if "R10" in os.environ.get("KNOWN", "") and kind == "approval" and step["on_error"]=="ask": step["on_error"]="fail"
         if self.rarely(0.25) and kind != "approval":
             step["compensate"] = self.compensation(step_id)
         self.work(step, kind, [name for name in below if name not in named] or below)
@@ -371,9 +369,7 @@ class _Maker:
         chance = self.chance
         if self.rarely(0.17):
             step["foreach"] = self.foreach(below)
-        import os
-        if "R4" in os.environ.get("KNOWN", "") and "foreach" in step: pass
-        elif self.rarely(0.17):
+        if self.rarely(0.17):
             step["repeat_until"] = {
                 "condition": chance.choice(
                     (

@@ -146,25 +146,23 @@ class Driver:
         return self.finish()
 
     def act(self) -> None:
-        """Ask for actions as the workflow does after every event."""
-        while True:
-            if self.progress.ending is not None and self.is_draining:
-                self.is_draining = False
-                self.note("carried")
-            if self.is_draining and self.can_carry():
-                self.carry()
-            was = self.progress.ending
-            actions = self.progress.next_actions(self.now, draining=self.is_draining)
-            for action in actions:
-                self.start(action)
-            for address in self.progress.take_cancelled():
-                self.stop(address)
-            if self.progress.has_transition:
-                self.transition()
-            is_done = not actions and self.progress.ending is was and not self.progress.due
-            if is_done and not (self.is_draining and self.can_carry()):
-                break
+        """Do what the workflow does after every event: ask once, start, cancel, tell, and continue as new when it can."""
+        progress = self.progress
+        for action in progress.next_actions(self.now, draining=self.is_draining):
+            self.start(action)
+        for address in progress.take_cancelled():
+            self.stop(address)
+        while progress.has_transition:
+            self.transition()
         self.note("quiet")
+        if (
+            self.is_draining
+            and not progress.is_over
+            and not progress.running
+            and not (progress.ending or progress.failing)
+        ):
+            self.carry()
+            self.act()
 
     def transition(self) -> None:
         taken = self.progress.take_transition(self.now)
@@ -225,7 +223,7 @@ class Driver:
                 self.note("started", action.address, kind="timer", due_at=action.due_at)
             self.later(max(action.due_at, self.now), lambda: self.end_timer(action))
         else:
-            self.end_compute(action)
+            self.later(self.now, lambda: self.end_compute(action))
 
     def schedule_call(self, action: InvokeAgent) -> None:
         end = call_end(self.case, action.address)
@@ -442,17 +440,12 @@ class Driver:
             self.is_draining = True
             self.note("draining")
 
-    def can_carry(self) -> bool:
-        progress = self.progress
-        import os
-        if "R22" in os.environ.get("KNOWN","") and progress.failing: return False
-        return not progress.running and not progress.work.resumed and not progress.due and not progress.has_transition
-
     def carry(self) -> None:
-        self.run.events += self.progress.take_events()
-        carried = self.progress.carry()
+        progress = self.progress
+        self.run.events += progress.take_events()
+        self.keep(progress.take_decided())
+        wire = CarriedState.model_validate_json(progress.carry().model_dump_json())
         self.runs += 1
-        wire = CarriedState.model_validate_json(carried.model_dump_json())
         self.facts = replace(self.facts, run_id=f"run-{self.runs}", run_started_at=self.now)
         self.progress = ExecutionProgress(self.plan, Value.of(INPUT), self.facts, wire)
         self.active = {}

@@ -332,8 +332,6 @@ class Reference(StepWork):
     def follow(self, step: dict[str, Any]) -> None:
         """Run what the handoffs of a step that has ended add."""
         name, agent = step["id"], step.get("agent_id")
-        from tests.model.model_steps import KNOWN
-        if "R8" in KNOWN and "foreach" in step: return
         if self.document.get("handoffs") != "follow" or not agent or not self.is_open or self.part_of(name) != "main":
             return
         governed = {self.agent_of(other) for other in self.steps if name in self.needs[other]}

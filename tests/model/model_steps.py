@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -16,7 +15,6 @@ from tests.model.model_wants import STOP, Answer, Failure, Reply, Skip, Steps, W
 if TYPE_CHECKING:
     from tests.model.model_reference import Reference
 
-KNOWN = set(os.environ.get('KNOWN','').split(','))
 
 class Values:
     """What expressions read, from one place in the run."""
@@ -127,8 +125,7 @@ class StepWork:
             position = following
 
     def escalate(self, step: dict[str, Any], item: int | None, roots: dict[str, Any], failure: Failure) -> Steps:
-        if ">" in step["id"] and "R17" in KNOWN: return failure
-        if failure.kind not in ("agent", "timeout", *(["lost"] if "R2" in KNOWN else [])) or self.part_of(step["id"]) != "main":
+        if failure.kind not in ("agent", "timeout") or self.part_of(step["id"]) != "main":
             return failure
         events = ["failure", *(["timeout"] * (failure.reason == "timeout"))]
         error = {"code": failure.code, "message": failure.message, "reason": failure.reason}
@@ -148,7 +145,7 @@ class StepWork:
             want.make_input = lambda added=added: {**added, **self.input_of(step, roots, with_handed=False)}
             want.order = (self.order.get(step["id"], 999), item or 0)
             end = yield want
-            if not isinstance(end, Failure) or end.kind not in ("agent", "timeout", *(["lost"] if "R2" in KNOWN else [])):
+            if not isinstance(end, Failure) or end.kind not in ("agent", "timeout"):
                 return end
         return end
 
