@@ -84,14 +84,13 @@ def transitioned(stored: ExecutionRecord, change: Transition) -> ExecutionRecord
     record = stored
     if not is_owner or stored.status is ExecutionStatus.PENDING:
         record = _entered(stored, change)
-    if stored.status_token <= change.token:
-        known = {event.id for event in record.events}
-        updates: dict[str, object] = {
-            "events": [*record.events, *(event for event in change.events if event.id not in known)]
-        }
-        if change.status is not None:
-            updates |= {"status": change.status, "status_token": change.token}
-        record = record.model_copy(update=updates)
+    known = {event.id for event in record.events}
+    updates: dict[str, object] = {
+        "events": [*record.events, *(event for event in change.events if event.id not in known)]
+    }
+    if change.status is not None and stored.status_token <= change.token:
+        updates |= {"status": change.status, "status_token": change.token}
+    record = record.model_copy(update=updates)
     return None if record == stored else record
 
 

@@ -9,18 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from engine.domain.actions import Ending
+from engine.domain.carried import CarriedEnding, CarriedItems, CarriedState, CarriedUnit, SettledStep
 from engine.domain.cleanup import Cleanup
-from engine.domain.execution import StepStatus
+from engine.domain.execution import ExecutionStatus, StepStatus
 from engine.domain.expressions import MISSING, Missing, compile_template, json_size, render_path
 from engine.domain.foreach import stretches
-from engine.domain.messages import (
-    MAX_DECLARED_BYTES,
-    CarriedEnding,
-    CarriedItems,
-    CarriedState,
-    CarriedUnit,
-    SettledStep,
-)
+from engine.domain.messages import MAX_DECLARED_BYTES
 from engine.domain.operands import Unavailable
 from engine.domain.plan_values import condition_paths, read_steps
 from engine.domain.step_state import ItemStates, StepState, Unit
@@ -98,6 +92,7 @@ def _settled(step_id: str, state: StepState, room_bytes: int, *, keep: bool) -> 
         in_record=has_output and not is_small,
         status=state.status,
         is_supplied=state.is_supplied,
+        is_reused=state.is_reused,
         error=error,
     )
     return step, size_bytes if has_output and is_small else 0
@@ -105,12 +100,13 @@ def _settled(step_id: str, state: StepState, room_bytes: int, *, keep: bool) -> 
 
 def _with_handed(step: SettledStep, state: StepState, room_bytes: int) -> tuple[SettledStep, int]:
     """Add what was handed over; a large value stays in the record, with what is declared of it."""
-    handed = state.handed
+    handed = state.output if state.items is not None else state.handed
     if handed is None:
-        return step, 0
-    size_bytes = _carried_size(handed, min(MAX_DECLARED_BYTES, room_bytes))
-    if size_bytes > min(MAX_DECLARED_BYTES, room_bytes):
-        return step, 0
+        return step.model_copy(update={"handed_in_record": state.handed_in_record}), 0
+    limit_bytes = min(MAX_DECLARED_BYTES, room_bytes)
+    size_bytes = _carried_size(handed, limit_bytes)
+    if size_bytes > limit_bytes:
+        return step.model_copy(update={"handed_in_record": True}), 0
     return step.model_copy(update={"handed": handed}), size_bytes
 
 
@@ -245,10 +241,16 @@ def _carried_ending(progress: ExecutionProgress) -> CarriedEnding | None:
 
 
 def reuse(progress: ExecutionProgress, reused: Sequence[SettledStep]) -> None:
-    """Take over the steps of a rerun that keep their outcome."""
+    """Take over the steps of a rerun that keep their outcome; what handoffs add behind them runs again."""
     for settled in reused:
         _restore_step(progress, settled)
     progress.main.restart()
+    for settled in reused:
+        step = progress.plan_steps[settled.step_id]
+        if step.follows and settled.status is not StepStatus.SKIPPED:
+            progress.follow(step, progress.steps[step.id], progress.facts.started_at)
+    if progress.main.unsettled == 0:
+        progress.ending = Ending(ExecutionStatus.COMPLETED)
 
 
 def restore(progress: ExecutionProgress, carried: CarriedState) -> None:
@@ -297,8 +299,10 @@ def _restore_step(progress: ExecutionProgress, settled: SettledStep) -> None:
     state.status = settled.status
     state.is_continued = settled.status is StepStatus.FAILED
     state.is_supplied = settled.is_supplied
+    state.is_reused = settled.is_reused
     state.error = settled.error
     state.handed = settled.handed
+    state.handed_in_record = settled.handed_in_record
     if settled.status is not StepStatus.COMPLETED:
         progress.admissions.must_join = True
     state.n = settled.n

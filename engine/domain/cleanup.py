@@ -22,14 +22,18 @@ CLEANUP_TIMER: Final = "execution:cleanup"
 
 
 def steps_to_undo(progress: ExecutionProgress) -> list[PlanStep]:
-    """Return the compensations of completed steps, the last completed first; none when the execution completed."""
+    """Return the compensations of completed steps, the last completed first; none when the execution completed.
+
+    What a rerun has reused stays as it is: another execution did it.
+    """
     ending = progress.ending
     if ending is None or ending.status is ExecutionStatus.COMPLETED:
         return []
     found: list[PlanStep] = []
     for step_id in reversed(progress.main.settled_order):
         compensation = progress.plan_steps[step_id].compensation
-        if compensation is not None and progress.steps[step_id].status is StepStatus.COMPLETED:
+        state = progress.steps[step_id]
+        if compensation is not None and state.status is StepStatus.COMPLETED and not state.is_reused:
             found.append(compensation)
     return found
 

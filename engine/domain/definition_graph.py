@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from engine.domain.plan_compiler import compensation_id, step_dependencies
+from engine.domain.definition_reads import compensation_id, step_dependencies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from engine.domain.carried import CarriedGate
 from engine.domain.execution import Event, micros
 from engine.domain.gate import GateRecord, GateStatus
 from engine.domain.issues import IssueList, issue_details, summary
 from engine.domain.json_schema import check_value
-from engine.domain.messages import CarriedGate
 from engine.errors import ConflictError, InvalidInputError
 
 if TYPE_CHECKING:

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from engine.domain.agent import Agent, PlanAgent
 from engine.domain.conditions import parse_condition, parse_trigger
-from engine.domain.definition import DefinitionVersion, RetryPolicySpec, Step, StepDefaults, WorkflowDefinition
+from engine.domain.definition import DefinitionVersion, RetryPolicySpec, Step, StepDefaults
+from engine.domain.definition_reads import (
+    agent_ids_of,
+    all_steps,
+    by_creation,
+    compensation_id,
+    default_output_mapping,
+    handed_agents,
+    step_dependencies,
+    step_reads,
+)
 from engine.domain.execution import BudgetLimits
 from engine.domain.expressions import Path, compile_template, parse_path, render_path
 from engine.domain.plan import (
@@ -41,13 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_INITIAL_INTERVAL",
     "DEFAULT_MAX_INTERVAL",
-    "agent_ids_of",
-    "compensation_id",
     "compile_plan",
-    "default_output_mapping",
-    "handed_agents",
-    "step_dependencies",
-    "step_reads",
 ]
 
 T = TypeVar("T")
@@ -56,84 +60,6 @@ DEFAULT_INITIAL_INTERVAL: Final = timedelta(seconds=1)
 DEFAULT_MAX_INTERVAL: Final = timedelta(seconds=60)
 DEFAULT_BACKOFF: Final = 2.0
 SOURCE_OUTPUT: Final = "source_output"
-
-
-def agent_ids_of(definition: WorkflowDefinition) -> list[str]:
-    """Every agent that the definition names, in order of first appearance."""
-    ids: dict[str, None] = {}
-    for step in _all_steps(definition):
-        ids.update(dict.fromkeys(step.called_agents))
-        if step.compensate is not None:
-            ids[step.compensate.agent_id] = None
-    return list(ids)
-
-
-def handed_agents(definition: WorkflowDefinition, handoffs: list[Handoff]) -> list[str]:
-    """The agents that handoffs may call beside those that the definition names, in order of first appearance.
-
-    Call it again with the handoffs of the agents that it names: who is handed over to may hand over as well.
-    """
-    if definition.handoffs == "off":
-        return []
-    sources = {step.agent_id for step in definition.steps if step.agent_id}
-    found: dict[str, None] = {}
-    for handoff in _by_creation(handoffs):
-        if handoff.source_agent_id in sources and handoff.handoff_type == "escalation":
-            found[handoff.target_agent_id] = None
-    if definition.handoffs == "follow":
-        reached = dict.fromkeys(sources)
-        grown = True
-        while grown:
-            grown = False
-            for handoff in _by_creation(handoffs):
-                is_new = handoff.source_agent_id in reached and handoff.target_agent_id not in reached
-                if is_new and handoff.handoff_type != "escalation":
-                    found[handoff.target_agent_id] = reached[handoff.target_agent_id] = None
-                    grown = True
-    named = set(agent_ids_of(definition))
-    return [agent_id for agent_id in found if agent_id not in named]
-
-
-def step_reads(step: Step) -> tuple[Path, ...]:
-    """Every path that a step reads of its run before or while it runs."""
-    templates: list[JsonValue] = [step.input_mapping, step.output_mapping, step.transform]
-    if step.context is not None:
-        templates.append(step.context.recall)
-    if step.foreach is not None:
-        templates.append(step.foreach.items)
-    if step.approval is not None:
-        templates.append(step.approval.question)
-    if step.wait is not None:
-        templates += [step.wait.seconds, step.wait.until]
-    paths = [path for template in templates if template is not None for path in compile_template(template).paths]
-    for condition in (step.when, step.repeat_until and step.repeat_until.condition):
-        if condition is not None:
-            paths += parse_condition(condition).paths
-    return tuple(paths)
-
-
-def step_dependencies(step: Step, order: Mapping[str, int]) -> list[str]:
-    """The steps that must have settled before ``step``: named ones and those it reads, in definition order.
-
-    Args:
-        step: of a valid definition.
-        order: position of each step that it can wait for, by id; reads of others make no dependency.
-    """
-    read = [str(path.segments[0]) for path in step_reads(step) if path.root == "steps" and path.segments]
-    named = dict.fromkeys([*step.depends_on, *(name for name in read if name in order and name != step.id)])
-    return sorted(named, key=lambda step_id: order[step_id])
-
-
-def default_output_mapping(leaves: list[str]) -> JsonValue:
-    """The output of the only last step, or an object of the last steps' outputs by step id."""
-    if len(leaves) == 1:
-        return output_of(leaves[0])
-    return {leaf: output_of(leaf) for leaf in leaves}
-
-
-def compensation_id(step_id: str) -> str:
-    """The id of the step that a run adds to undo another."""
-    return f"{step_id}:compensate"
 
 
 def compile_plan(
@@ -179,12 +105,12 @@ class _Compiler:
         self._defaults = definition.defaults or StepDefaults()
         self._max_retries = default_max_retries
         self._child_versions = child_versions
-        self._handoffs = [] if definition.handoffs == "off" else _by_creation(handoffs)
+        self._handoffs = [] if definition.handoffs == "off" else by_creation(handoffs)
         self._order = {step.id: index for index, step in enumerate(definition.steps)}
         self._final_order = {step.id: index for index, step in enumerate(definition.final_steps)}
         self._depends_on = {step.id: step_dependencies(step, self._order) for step in definition.steps}
         self._depends_on |= {step.id: step_dependencies(step, self._final_order) for step in definition.final_steps}
-        self._mappings = {step.id: self._input_mapping(step) for step in _all_steps(definition)}
+        self._mappings = {step.id: self._input_mapping(step) for step in all_steps(definition)}
         agent_of = {step.id: step.agent_id for step in definition.steps}
         self._agents_after: dict[str, set[str]] = {}
         """Step to the agents of the steps that wait for it."""
@@ -201,7 +127,7 @@ class _Compiler:
         has_dependants = {name for step in definition.steps for name in self._depends_on[step.id]}
         leaves = [step.id for step in definition.steps if step.id not in has_dependants]
         output: JsonValue = definition.output_mapping or default_output_mapping(leaves)
-        for step in _all_steps(definition):
+        for step in all_steps(definition):
             self._collect(step)
         self._collect_paths(compile_template(output).paths)
         named = [*agent_ids_of(definition), *handed_agents(definition, self._handoffs)]
@@ -401,14 +327,6 @@ class _Compiler:
             jitter=bool(common.jitter if own.jitter is None else own.jitter),
             non_retryable=_first(own.non_retryable, common.non_retryable, []),
         )
-
-
-def _all_steps(definition: WorkflowDefinition) -> list[Step]:
-    return [*definition.steps, *definition.final_steps]
-
-
-def _by_creation(handoffs: list[Handoff]) -> list[Handoff]:
-    return sorted(handoffs, key=lambda handoff: (handoff.created_at, handoff.handoff_id))
 
 
 def _default_input_mapping(dependencies: list[str]) -> JsonObject:

@@ -98,7 +98,7 @@ def _locate_handed(step_id: str, state: StepState, below: tuple[str | int, ...])
     if state.items is not None and state.output is not None:
         return Located(state.output, below, "output", OperandRef(step_id=step_id, run_id=state.run_id, n=state.n))
     stored = OperandRef(step_id=step_id, run_id=state.run_id, n=state.n, handed=True)
-    if state.in_record and state.handed is None:
+    if state.handed_in_record:
         return Located(None, below, "source_output", stored, state.known)
     return Located(state.handed or Value.of({}), below, "source_output", stored)
 

@@ -17,6 +17,7 @@ from engine.domain.admissions import Admissions, TooLargeToDecideError
 from engine.domain.budgets import BudgetMeter, narrowed
 from engine.domain.call_records import CallRecords, RunFacts
 from engine.domain.calls import Calls
+from engine.domain.carried import CarriedState
 from engine.domain.carrying import carry, restore, reuse
 from engine.domain.cleanup import CLEANUP_TIMER, Cleanup, steps_to_undo
 from engine.domain.execution import (
@@ -38,13 +39,7 @@ from engine.domain.frontier import Frontier
 from engine.domain.gate import Transition
 from engine.domain.gates import Gates
 from engine.domain.item_work import ItemWork
-from engine.domain.messages import (
-    MAX_SENT_DECISIONS_BYTES,
-    AgentCallInput,
-    CallInput,
-    CarriedState,
-    ClosingCall,
-)
+from engine.domain.messages import MAX_SENT_DECISIONS_BYTES, AgentCallInput, CallInput, ClosingCall
 from engine.domain.operands import call_input, missing_path
 from engine.domain.plan import output_of
 from engine.domain.plan_values import PlanValues
@@ -570,7 +565,7 @@ class ExecutionProgress:
             cleanup.frontier.settle(step.id)
             return
         if step.follows and not has_failed and state.status is not StepStatus.SKIPPED and self._goes_on:
-            self._follow(step, state, now)
+            self.follow(step, state, now)
         following = self.following.next_after(step.id)
         if following is not None and self._goes_on:
             self.add_step(following)
@@ -582,7 +577,8 @@ class ExecutionProgress:
     def _goes_on(self) -> bool:
         return self.ending is None and self.failing is None
 
-    def _follow(self, step: PlanStep, state: StepState, now: datetime) -> None:
+    def follow(self, step: PlanStep, state: StepState, now: datetime) -> None:
+        """Add the steps that the handoffs from a step lead to."""
         try:
             begun, told = self.following.decide(step, state, now)
         except TooLargeToDecideError as error:
@@ -626,11 +622,16 @@ class ExecutionProgress:
                 details=state.error.details,
             ),
         )
-        if self.plan.on_failure == "finish":
-            self.failing = ending
-            self.close_waiting(now)
-        else:
+        self._end_failed(ending, now)
+
+    def _end_failed(self, ending: Ending, now: datetime) -> None:
+        """The execution fails, at once or when what runs has ended."""
+        if self.plan.on_failure == "cancel":
             self.ending = ending
+            return
+        self.failing = ending
+        self.close_waiting(now)
+        self.end_when_idle()
 
     def _answer_ask(self, gate: Gate, answer: str, data: JsonValue, by: str | None, now: datetime) -> None:
         unit = gate.unit
@@ -693,9 +694,7 @@ class ExecutionProgress:
         return True
 
     def _fail_budget(self, error: ErrorPayload, now: datetime) -> None:
-        self.failing = Ending(ExecutionStatus.FAILED, error)
-        self.close_waiting(now)
-        self.end_when_idle()
+        self._end_failed(Ending(ExecutionStatus.FAILED, error), now)
 
     def _answer_budget(self, answer: str, data: JsonValue, by: str | None, now: datetime) -> None:
         if answer == "continue":

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from engine.domain.conditions import parse_condition, parse_trigger
+from engine.domain.definition_reads import compensation_id
 from engine.domain.execution import StepRecord, StepStatus
 from engine.domain.expressions import Missing, Path, RootsScope, compile_template, read_path
 from engine.domain.hashing import canonical_json
 from engine.domain.issues import nearest_word
-from engine.domain.plan_compiler import compensation_id
 from engine.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from engine.domain.carried import SettledStep
     from engine.domain.json import JsonObject, JsonValue
-    from engine.domain.messages import SettledStep
     from engine.domain.plan import ExecutionPlan, PlanStep
 
 __all__ = ["Difference", "Savings", "differences", "reused_record", "reused_steps", "savings"]
@@ -154,6 +154,7 @@ def reused_steps(plan: ExecutionPlan, records: Sequence[StepRecord], at: datetim
             handed=record.handed,
             is_continued=record.status is StepStatus.FAILED,
             is_supplied=record.status is StepStatus.SKIPPED and record.reason == OPERATOR,
+            is_reused=True,
         )
     order = [record.step_id for record in sorted(records, key=lambda record: record.token)]
     left = [step for step in (*plan.steps, *plan.final_steps) if not states[step.id].status.is_terminal]

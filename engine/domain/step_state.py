@@ -46,12 +46,15 @@ class StepState:
     """Dependencies that have not settled."""
     handed: Value | None = None
     """What the handoffs from this step read: an object of top keys."""
+    handed_in_record: bool = False
     note: str = ""
     """Why it was skipped."""
     is_continued: bool = False
     """It failed, and the execution goes on: its output is null."""
     is_supplied: bool = False
     """An operator skipped it with an output."""
+    is_reused: bool = False
+    """Its outcome is that of another execution, which this one is a rerun of."""
     items: ItemStates | None = None
 
     @property

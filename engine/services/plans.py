@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from engine.domain.definition_reads import agent_ids_of, handed_agents
 from engine.domain.execution import Event, ExecutionOptions, ExecutionRecord, ExecutionStatus, Value
 from engine.domain.expressions import json_size
 from engine.domain.hashing import content_hash
@@ -21,7 +22,7 @@ from engine.domain.live import live_execution, live_step
 from engine.domain.messages import MAX_PAYLOAD_BYTES, LoadPlanInput, LoadPlanResult
 from engine.domain.operands import declare
 from engine.domain.plan import ExecutionPlan
-from engine.domain.plan_compiler import agent_ids_of, compile_plan, handed_agents
+from engine.domain.plan_compiler import compile_plan
 from engine.domain.validation import check_input
 from engine.errors import (
     AgentNotFoundError,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from engine.domain.definition import WorkflowDefinition
+from engine.domain.definition_reads import step_dependencies
 from engine.domain.paths import MISSING, Missing, render_path
-from engine.domain.plan_compiler import step_dependencies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from temporalio.api.enums.v1 import EventType
 
+from engine import WorkflowEngine
+from engine.bootstrap import open_stores
 from engine.domain.agent_call import AgentCall, AgentFailure, AgentReply, FailureReason
 from engine.domain.execution import Usage
 from engine.domain.ids import AGENT_ACTIVITY_PREFIX, slug
 from engine.errors import EngineError
+from engine.settings import EngineSettings
+from engine.testing import ScriptedAgentInvoker
 from tests.conformance.case_checks import Observed, misfits
 from tests.workflows.runs import ended, events_of, register, until
 
 if TYPE_CHECKING:
     from temporalio.client import Client
 
-    from engine import WorkflowEngine
     from engine.bootstrap import Stores
     from engine.domain.json import JsonValue
     from tests.conformance.cases import Action, Case, Reply, Script
@@ -88,33 +91,39 @@ class ScriptedCase:
         return AgentReply(given.get(reply.echo), usage)
 
 
-async def run_case(
-    case: Case, make_engine: Callable[..., WorkflowEngine], stores: Stores, client: Client
-) -> tuple[Observed, list[str]]:
-    """Run a case to its end.
+async def run_case(case: Case, config: Mapping[str, object], client: Client) -> tuple[Observed, list[str]]:
+    """Run a case to its end, on an engine of its own.
 
     Args:
         case: what to run.
-        make_engine: ``engine_factory``.
-        stores: those of its engines.
+        config: settings of the engine.
         client: of the server that runs it.
 
     Returns:
         What it showed, and a line for each action that did not go as the case says.
     """
     agents = ScriptedCase(case)
-    run = _Run(case, make_engine(agents.scripts, **NO_RETRIES), agents, client)
+    settings = {**config, **NO_RETRIES}
+    stores = open_stores(EngineSettings.load(settings))
     try:
-        try:
-            await run.start()
-        except EngineError as error:
-            return Observed(refusal={"code": error.code, "message": error.message, "details": error.details}), []
-        for action in case.actions:
-            await run.act(action)
-        observed = await run.observe(stores)
+        async with WorkflowEngine(settings, invoker=ScriptedAgentInvoker(agents.scripts)) as engine:
+            run = _Run(case, engine, agents, client)
+            try:
+                return await _observed(case, run, stores), run.faults
+            finally:
+                agents.end()
     finally:
-        agents.end()
-    return observed, run.faults
+        await stores.closing.aclose()
+
+
+async def _observed(case: Case, run: _Run, stores: Stores) -> Observed:
+    try:
+        await run.start()
+    except EngineError as error:
+        return Observed(refusal={"code": error.code, "message": error.message, "details": error.details})
+    for action in case.actions:
+        await run.act(action)
+    return await run.observe(stores)
 
 
 class _Run:

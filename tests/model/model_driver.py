@@ -14,11 +14,12 @@ from typing import Any
 
 from engine.domain.actions import Action, CallFailure, ComputeValue, InvokeAgent, StartChild, StartTimer
 from engine.domain.call_records import RunFacts
+from engine.domain.carried import CarriedState
 from engine.domain.cleanup import CLEANUP_TIMER
 from engine.domain.execution import Cancellation, Event, StepRecord, Usage, Value
 from engine.domain.expressions import RootsScope, compile_template, parse_path, walk
 from engine.domain.gate import GateRecord
-from engine.domain.messages import CallInput, CarriedState, ChildResult, ComputeInput, OperandRef, StepOutcome
+from engine.domain.messages import CallInput, ChildResult, ComputeInput, OperandRef, StepOutcome
 from engine.domain.plan import ExecutionPlan
 from engine.domain.plan_compiler import compile_plan
 from engine.domain.progress import ExecutionProgress

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine.domain.agent import Agent, AgentKind
 from engine.domain.definition import DefinitionVersion, WorkflowDefinition
+from engine.domain.definition_reads import agent_ids_of, handed_agents
 from engine.domain.handoff import Handoff
-from engine.domain.plan_compiler import agent_ids_of, compile_plan, handed_agents
+from engine.domain.plan_compiler import compile_plan
 
 if TYPE_CHECKING:
     from engine.domain.plan import ExecutionPlan

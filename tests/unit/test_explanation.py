@@ -12,6 +12,7 @@ import pytest
 from engine import types
 from engine.domain.agent import Agent
 from engine.domain.definition import DefinitionVersion, WorkflowDefinition
+from engine.domain.definition_reads import agent_ids_of
 from engine.domain.execution import (
     Cancellation,
     ErrorPayload,
@@ -26,7 +27,7 @@ from engine.domain.execution import (
 )
 from engine.domain.explanation import Decision, Explanation, StepExplanation, explain
 from engine.domain.explanation_text import WIDTH, explanation_text
-from engine.domain.plan_compiler import agent_ids_of, compile_plan
+from engine.domain.plan_compiler import compile_plan
 from engine.domain.step_history import run_states, step_histories
 
 if TYPE_CHECKING:

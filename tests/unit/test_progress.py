@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import START, handoff, plan_of
 
+from engine.domain.carried import CarriedState
 from engine.domain.execution import (
     ArtifactRef,
     Cancellation,
@@ -23,7 +24,7 @@ from engine.domain.execution import (
     Usage,
     Value,
 )
-from engine.domain.messages import MAX_PAYLOAD_BYTES, CarriedState, StepOutcome
+from engine.domain.messages import MAX_PAYLOAD_BYTES, StepOutcome
 from engine.domain.progress import MAX_PENDING_CALLS, CallFailure, ExecutionProgress, InvokeAgent, RunFacts
 from engine.domain.unit_work import MAX_RESUMES
 
