@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from benchmarks.hand_written import WorkerFigures
 
-__all__ = ["ENGINE", "HAND_WRITTEN", "Comparison", "Extent", "compare"]
+__all__ = ["ENGINE", "HAND_WRITTEN", "TASK_EVENTS", "Comparison", "Extent", "compare", "worker_figures"]
 
 HAND_WRITTEN: Final = "by hand"
 ENGINE: Final = "Baton"
 _NAMES: Final = {"script": ENGINE, "async": f"{ENGINE}, async def", "sync": f"{ENGINE}, def"}
 _ROUND: Final = 5
 _HISTORIES: Final = 5
-_TASK_EVENTS: Final = frozenset(
+TASK_EVENTS: Final = frozenset(
     number for name, number in EventType.items() if name.startswith("EVENT_TYPE_WORKFLOW_TASK_")
 )
 
@@ -83,17 +83,21 @@ async def compare(extent: Extent, folder: Path, tell: Callable[[str], None]) -> 
         return Comparison(sides, statuses, server.version)
 
 
-async def _start_all(address: str, folder: Path, closing: AsyncExitStack) -> list[Child]:
-    figures: WorkerFigures = {
+def worker_figures() -> WorkerFigures:
+    """The engine's settings of its worker, for the hand-written side to be equal."""
+    return {
         "workflow_tasks": worker_factory.WORKFLOW_TASKS,
         "activities": worker_factory._ACTIVITIES,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - to stay equal
         "pollers": worker_factory._POLLERS,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the same
         "eager_activities": worker_factory._EAGER_ACTIVITIES,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the same
         "heartbeat_timeout": HEARTBEAT_TIMEOUT.total_seconds(),
     }
+
+
+async def _start_all(address: str, folder: Path, closing: AsyncExitStack) -> list[Child]:
     children: list[Child] = []
     commands = [
-        (HAND_WRITTEN, "benchmarks.hand_written", (address, json.dumps(figures))),
+        (HAND_WRITTEN, "benchmarks.hand_written", (address, json.dumps(worker_figures()))),
         *((_NAMES[agents], "benchmarks.engine_side", (address, str(folder / agents), agents)) for agents in AGENTS),
     ]
     for name, module, args in commands:
@@ -124,7 +128,7 @@ async def _history(client: Client, execution_id: str) -> History:
     history = await client.get_workflow_handle(execution_id).fetch_history()
     return History(
         events=len(history.events),
-        task_events=sum(event.event_type in _TASK_EVENTS for event in history.events),
+        task_events=sum(event.event_type in TASK_EVENTS for event in history.events),
         size_bytes=sum(event.ByteSize() for event in history.events),
     )
 

@@ -30,7 +30,7 @@ __all__ = ["AGENTS"]
 
 AGENTS: Final = ("script", "async", "sync")
 _FUNCTIONS: Final = {"script": "add", "async": "add_async", "sync": "add"}
-_WAIT_SECONDS: Final = 120
+_WAIT_SECONDS: Final = 600
 _HOLD_AGENT: Final = "agent-hold"
 _READS: Final = 200
 _ASKS: Final = 10
@@ -52,7 +52,9 @@ class EngineSide:
 
     async def run(self, shape: Shape, number: int) -> tuple[str, JsonValue]:
         """See ``Side``."""
-        started = await self._engine.execute_workflow(self._workflow_ids[shape.name], {"n": number})
+        if shape.name not in self._workflow_ids:
+            self._workflow_ids[shape.name] = await self._engine.create_workflow(shape.name, shape.definition_steps())
+        started = await self._engine.execute_workflow(self._workflow_ids[shape.name], shape.given(number))
         result = await self._engine.get_execution_result(started["execution_id"], wait=_WAIT_SECONDS)
         if result["status"] != "completed":
             raise ValueError(f"{started['execution_id']} is {result['status']}: {result['error']}")

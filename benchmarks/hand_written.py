@@ -21,6 +21,7 @@ from temporalio.common import RetryPolicy
 from temporalio.worker import PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRunner, Worker
 
 from benchmarks.agents import add_async
+from benchmarks.shapes import SHAPES, WINDOW, FanOut, Graph
 from benchmarks.side import serve
 from engine.adapters.temporal.payloads import data_converter
 
@@ -102,6 +103,32 @@ class Dag10Workflow:
         return await _chain(joined, 2)
 
 
+@workflow.defn(name="long_chain")
+class LongChainWorkflow:
+    """As many steps in a row as asked for."""
+
+    @workflow.run
+    async def run(self, given: dict[str, int], length: int) -> dict[str, int]:
+        """Run to the end."""
+        return await _chain(given, length)
+
+
+@workflow.defn(name="fan_out")
+class FanOutWorkflow:
+    """A step for each number, a window of them at once."""
+
+    @workflow.run
+    async def run(self, given: dict[str, list[int]], window: int) -> list[dict[str, int]]:
+        """Run to the end."""
+        free = asyncio.Semaphore(window)
+
+        async def call(number: int) -> dict[str, int]:
+            async with free:
+                return await _call({"n": number})
+
+        return await asyncio.gather(*(call(number) for number in given["numbers"]))
+
+
 class HandWrittenSide:
     """Runs the workflows above."""
 
@@ -112,8 +139,19 @@ class HandWrittenSide:
     async def run(self, shape: Shape, number: int) -> tuple[str, JsonValue]:
         """See ``Side``."""
         execution_id = f"{shape.name}-{uuid.uuid4().hex}"
+        match shape:
+            case FanOut():
+                name, more = "fan_out", [WINDOW]
+            case Graph() if shape.name in SHAPES:
+                name, more = shape.name, []
+            case _:
+                name, more = "long_chain", [shape.calls]
         handle = await self._client.start_workflow(
-            shape.name, {"n": number}, id=execution_id, task_queue=self._task_queue, request_eager_start=True
+            name,
+            args=[shape.given(number), *more],
+            id=execution_id,
+            task_queue=self._task_queue,
+            request_eager_start=True,
         )
         return execution_id, cast("JsonValue", await handle.result())
 
@@ -136,7 +174,7 @@ async def main(address: str, figures: WorkerFigures) -> None:
         async with Worker(
             client,
             task_queue=task_queue,
-            workflows=[Chain3Workflow, Chain10Workflow, Dag10Workflow],
+            workflows=[Chain3Workflow, Chain10Workflow, Dag10Workflow, LongChainWorkflow, FanOutWorkflow],
             activities=[add_activity],
             workflow_runner=UnsandboxedWorkflowRunner(),
             workflow_task_executor=executor,

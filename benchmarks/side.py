@@ -10,9 +10,9 @@ import json
 import resource
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import FLOW_SHAPES, SHAPES
 
 if TYPE_CHECKING:
     from benchmarks.shapes import Shape
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Side", "serve"]
 
+_SHAPES: Final[dict[str, Shape]] = {**SHAPES, **FLOW_SHAPES}
+
 
 class Side(Protocol):
     """What runs workflows."""
 
     async def run(self, shape: Shape, number: int) -> tuple[str, JsonValue]:
-        """Run one on the input ``{"n": number}`` to its end; return its id in Temporal and its output."""
+        """Run one on the shape's input of the number to its end; return its id in Temporal and its output."""
         ...
 
     def counters(self) -> dict[str, int]:
@@ -49,9 +51,9 @@ async def serve(side: Side) -> None:
 async def _obey(side: Side, command: dict[str, str | int], number: Next) -> JsonObject:
     match command:
         case {"do": "run", "shape": str(name), "executions": int(executions)}:
-            return await _run_in_turn(side, SHAPES[name], executions, number)
+            return await _run_in_turn(side, _SHAPES[name], executions, number)
         case {"do": "burst", "shape": str(name), "executions": int(executions)}:
-            return await _run_at_once(side, SHAPES[name], executions, number)
+            return await _run_at_once(side, _SHAPES[name], executions, number)
         case {"do": "statuses"}:
             return {kind: [*times] for kind, times in (await side.statuses()).items()}
         case {"do": "rest", "seconds": int(seconds)}:
@@ -64,11 +66,13 @@ async def _obey(side: Side, command: dict[str, str | int], number: Next) -> Json
 async def _run_in_turn(side: Side, shape: Shape, executions: int, number: Next) -> JsonObject:
     latencies: list[JsonValue] = []
     ids: list[JsonValue] = []
+    cpu = _cpu_seconds()
     for _ in range(executions):
         execution_id, milliseconds = await _run_one(side, shape, number())
         latencies.append(milliseconds)
         ids.append(execution_id)
-    return {"latencies_ms": latencies, "execution_ids": ids}
+    cpu_ms = (_cpu_seconds() - cpu) * 1000 / executions
+    return {"latencies_ms": latencies, "execution_ids": ids, "cpu_ms": cpu_ms}
 
 
 async def _run_at_once(side: Side, shape: Shape, executions: int, number: Next) -> JsonObject:
@@ -76,7 +80,7 @@ async def _run_at_once(side: Side, shape: Shape, executions: int, number: Next) 
     ends = await asyncio.gather(*(_run_one(side, shape, number()) for _ in range(executions)), return_exceptions=True)
     seconds = time.perf_counter() - began
     faults: list[JsonValue] = [f"{type(end).__name__}: {end}" for end in ends if isinstance(end, BaseException)]
-    steps = executions * len(shape.steps)
+    steps = executions * shape.calls
     return {
         "seconds": seconds,
         "latencies_ms": [end[1] for end in ends if not isinstance(end, BaseException)],
@@ -92,7 +96,7 @@ async def _run_one(side: Side, shape: Shape, number: int) -> tuple[str, float]:
     execution_id, output = await side.run(shape, number)
     milliseconds = (time.perf_counter() - began) * 1000
     if output != (right := shape.answer(number)):
-        raise ValueError(f"{execution_id} of {shape.name} on {number} answered {output}, not {right}")
+        raise ValueError(f"{execution_id} of {shape.name} on {number} answered {output}, not {right}"[:2000])
     return execution_id, milliseconds
 
 

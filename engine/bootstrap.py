@@ -29,6 +29,7 @@ from engine.services.graph import GraphService
 from engine.services.handoffs import HandoffService
 from engine.services.health import ComponentHealth, HealthService
 from engine.services.indexing import IndexingService
+from engine.services.operators import OperatorService
 from engine.services.plans import PlanService
 from engine.services.reconciliation import ReconciliationService
 from engine.services.reindexing import ReindexingService
@@ -112,6 +113,7 @@ class EngineSession:
         self.executions = ExecutionService(
             self.plans, stores.executions, self.runtime, self.reads, _now, _new_ulid, INTERPRETER_VERSION
         )
+        self.operators = OperatorService(stores.executions, self.runtime, self.reads)
         self.graph = GraphService(stores.graph, stores.agents)
         self.analytics = AnalyticsService(stores.analytics, stores.definitions, stores.agents, _now)
         self.health = HealthService(stores.checks, self._probe_runtime, _now)

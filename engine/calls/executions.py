@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 from engine import answers
 from engine.arguments import document, optional_text, plain, seconds, text
 from engine.calls.base import Calls, new_request_id, on_own_loop, request
-from engine.calls.operators import operators_of
 from engine.domain.execution import ExecutionStatus
 from engine.errors import ExecutionNotFoundError
 from engine.services.executions import parse_options
@@ -60,7 +59,7 @@ class ExecutionCalls(Calls):
         session = self._session()
         view = await session.reads.read_status(text(execution_id, "execution_id"))
         is_waiting = view.state.execution.status is ExecutionStatus.WAITING
-        gates = await operators_of(session).open_gate_ids(execution_id) if is_waiting else None
+        gates = await session.operators.open_gate_ids(execution_id) if is_waiting else None
         return answers.execution_status(view, gates)
 
     @on_own_loop

@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING
 from engine import answers
 from engine.arguments import json_value, optional_text, text
 from engine.calls.base import Calls, on_own_loop
-from engine.services.operators import OperatorService
 
 if TYPE_CHECKING:
     from engine import types
-    from engine.bootstrap import EngineSession
 
-__all__ = ["OperatorCalls", "operators_of"]
-
-
-def operators_of(session: EngineSession) -> OperatorService:
-    """Return what acts on the executions of an open engine."""
-    return OperatorService(session.stores.executions, session.runtime, session.reads)
+__all__ = ["OperatorCalls"]
 
 
 class OperatorCalls(Calls):
@@ -42,7 +35,7 @@ class OperatorCalls(Calls):
             limit: 1 to 1,000.
             cursor: ``next_cursor`` of the page before.
         """
-        items, following = await operators_of(self._session()).list_gates(
+        items, following = await self._session().operators.list_gates(
             execution_id=optional_text(execution_id, "execution_id"),
             definition_id=optional_text(workflow_id, "workflow_id"),
             assignee=optional_text(assignee, "assignee"),
@@ -59,7 +52,7 @@ class OperatorCalls(Calls):
             ExecutionNotFoundError: there is no execution with this id.
             InvalidInputError: it has no such gate.
         """
-        operators = operators_of(self._session())
+        operators = self._session().operators
         return answers.gate_state(
             await operators.get_gate(text(execution_id, "execution_id"), text(gate_id, "gate_id"))
         )
@@ -81,7 +74,7 @@ class OperatorCalls(Calls):
             InvalidInputError: no such gate, an answer that it does not take, or data that does not fit.
             ConflictError: the gate is not open any more; ``details.answer`` is the one that stands.
         """
-        taken = await operators_of(self._session()).answer_gate(
+        taken = await self._session().operators.answer_gate(
             text(execution_id, "execution_id"),
             text(gate_id, "gate_id"),
             text(answer, "answer"),
@@ -97,7 +90,7 @@ class OperatorCalls(Calls):
         Raises:
             ConflictError: it is paused already, or over.
         """
-        await operators_of(self._session()).pause_execution(
+        await self._session().operators.pause_execution(
             text(execution_id, "execution_id"), by=optional_text(by, "by"), reason=optional_text(reason, "reason")
         )
         return True
@@ -109,9 +102,7 @@ class OperatorCalls(Calls):
         Raises:
             ConflictError: it is not paused, or over.
         """
-        await operators_of(self._session()).resume_execution(
-            text(execution_id, "execution_id"), by=optional_text(by, "by")
-        )
+        await self._session().operators.resume_execution(text(execution_id, "execution_id"), by=optional_text(by, "by"))
         return True
 
     @on_own_loop
@@ -122,7 +113,7 @@ class OperatorCalls(Calls):
             InvalidInputError: no such step.
             ConflictError: the step does not ask, or the execution is over.
         """
-        await operators_of(self._session()).retry_step(
+        await self._session().operators.retry_step(
             text(execution_id, "execution_id"), text(step_id, "step_id"), by=optional_text(by, "by")
         )
         return True
@@ -135,7 +126,7 @@ class OperatorCalls(Calls):
             InvalidInputError: no such step, or ``output`` is no JSON.
             ConflictError: the step does not ask, or the execution is over.
         """
-        await operators_of(self._session()).skip_step(
+        await self._session().operators.skip_step(
             text(execution_id, "execution_id"),
             text(step_id, "step_id"),
             output=json_value(output, "output"),

@@ -18,7 +18,7 @@ from engine.domain.messages import MAX_DECLARED_BYTES
 from engine.domain.operands import Unavailable
 from engine.domain.plan_values import condition_paths, read_steps
 from engine.domain.step_state import ItemStates, StepState, Unit
-from engine.domain.unit_work import EXPIRES
+from engine.domain.waits import EXPIRES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -353,7 +353,7 @@ def _restore_units(progress: ExecutionProgress, carried: CarriedState) -> None:
         if one.waits_for == "call":
             work.again.append(unit)
         elif one.waits_for == "instant" and one.due_at is not None:
-            timer = work.start_timer(f"{one.step_id}.{one.n}", unit, one.due_at, unit.step.name)
+            timer = work.waits.start_timer(f"{one.step_id}.{one.n}", unit, one.due_at, unit.step.name)
             progress.due.append(timer)
     for gate in carried.gates:
         step_id = gate.record.step_id
@@ -362,7 +362,7 @@ def _restore_units(progress: ExecutionProgress, carried: CarriedState) -> None:
         due_at = gate.record.expires_at
         if gate.record.status == "open" and unit is not None and due_at is not None:
             name = f"{unit.step.name}: time for an answer"
-            progress.due.append(work.start_timer(gate.record.gate_id + EXPIRES, unit, due_at, name))
+            progress.due.append(work.waits.start_timer(gate.record.gate_id + EXPIRES, unit, due_at, name))
 
 
 def _restored_unit(progress: ExecutionProgress, carried: CarriedUnit) -> Unit:

@@ -233,7 +233,7 @@ class ExecutionProgress:
 
     def apply_child(self, address: str, result: ChildResult | CallFailure, now: datetime) -> None:
         """A child execution has ended."""
-        self._take(self.work.child_ended(address, result, now))
+        self._take(self.work.children.ended(address, result, now))
 
     def apply_computed(
         self, address: str, result: StepOutcome | CallFailure, request: ComputeInput, now: datetime
@@ -247,7 +247,7 @@ class ExecutionProgress:
             if self.cleanup is not None:
                 self.cleanup.time_out(now)
             return
-        self._take(self.work.timer_fired(address, now))
+        self._take(self.work.waits.timer_fired(address, now))
 
     def cancel(self, cancel: Cancellation) -> None:
         """Stop dispatching: the execution ends as cancelled unless its end was decided before."""
@@ -305,7 +305,7 @@ class ExecutionProgress:
         self._close_failed(gate, now)
         match gate.record.kind:
             case "approval":
-                self.work.answer_approval(gate, answer, data, by, now)
+                self.work.waits.answer_approval(gate, answer, data, by, now)
             case "ask":
                 self._answer_ask(gate, answer, data, by, now)
             case "budget":

@@ -120,3 +120,8 @@ class Unit:
     def step_id(self) -> str:
         """Of the step."""
         return self.step.id
+
+    @property
+    def name(self) -> str:
+        """For people: the step's name, with the item's index."""
+        return self.step.name if self.item is None else f"{self.step.name} [{self.item}]"

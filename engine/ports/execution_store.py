@@ -156,8 +156,8 @@ class ExecutionStore(Protocol):
         """Write a change of status, gates and steps in one transaction.
 
         The status and the events are written unless the record has ended in this run or a later one, or a later run
-        owns it; the status not when its ``status_token`` is greater, an event not when it is there already (by id). A record
-        that is ``pending`` or owned by an earlier run is taken over as by ``record_steps``. Of each gate
+        owns it; the status not when its ``status_token`` is greater, an event not when it is there already (by id). A
+        record that is ``pending`` or owned by an earlier run is taken over as by ``record_steps``. Of each gate
         (execution, gate) the greater token stands, an equal one is replaced. Steps obey the fence of
         ``record_steps``. An unknown execution is not an error: gates and steps are kept. A store without transactions
         writes gates and steps first.

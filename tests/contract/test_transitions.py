@@ -65,13 +65,13 @@ async def test_no_status_leaves_it_and_its_token(execution_store: ExecutionStore
     assert (record.status, record.status_token, record.events) == (PAUSED, 200, [ANSWERED])
 
 
-async def test_a_late_transition_changes_neither_status_nor_events(execution_store: ExecutionStore) -> None:
+async def test_a_late_transition_brings_its_events_and_changes_no_status(execution_store: ExecutionStore) -> None:
     await _begin(execution_store)
     await execution_store.record_transition(transition(300, RUNNING, events=[ANSWERED], gates=[gate(token=300)]))
     standing = await _get(execution_store)
     late = transition(200, WAITING, events=[OPENED], gates=[gate(token=200), gate("b.1", token=200)])
     await execution_store.record_transition(late)
-    assert await _get(execution_store) == standing
+    assert await _get(execution_store) == standing.model_copy(update={"events": [ANSWERED, OPENED]})
     assert await execution_store.get_gate("flow-1", "approve.1") == gate(token=300)
     assert await execution_store.get_gate("flow-1", "b.1") == gate("b.1", token=200)
 

@@ -147,7 +147,7 @@ class Driver:
         return self.finish()
 
     def act(self) -> None:
-        """Do what the workflow does after every event: ask once, start, cancel, tell, and continue as new when it can."""
+        """Do what the workflow does after every event: ask once, start, cancel, tell; continue as new when it can."""
         progress = self.progress
         for action in progress.next_actions(self.now, draining=self.is_draining):
             self.start(action)
@@ -155,7 +155,8 @@ class Driver:
             self.stop(address)
         while progress.has_transition:
             self.transition()
-        self.note("quiet")
+        if not any(isinstance(action, ComputeValue) for action in self.active.values()):
+            self.note("quiet")
         if (
             self.is_draining
             and not progress.is_over
