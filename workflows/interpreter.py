@@ -21,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from engine.domain.execution import Cancellation, ErrorPayload, ExecutionStatus, Value
     from engine.domain.expressions import MissingPathError
     from engine.domain.gate import Transition
-    from engine.domain.json import JsonObject, JsonValue
+    from engine.domain.json import JsonValue
     from engine.domain.messages import (
         ACTIVITY_FINALIZE,
         ACTIVITY_LOAD_PLAN,
@@ -53,8 +53,8 @@ with workflow.unsafe.imports_passed_through():
         truncate_bytes,
     )
     from workflows.arguments import InvalidArguments, RunArguments, parse_arguments
-    from workflows.operators import Operators
     from workflows.step_runner import Result, StepRunner
+    from workflows.updates import OperatorUpdates
 
 R = TypeVar("R")
 
@@ -62,7 +62,7 @@ _MAX_REASON_BYTES: Final = 2000
 
 
 @workflow.defn(dynamic=True)
-class InterpreterWorkflow:
+class InterpreterWorkflow(OperatorUpdates):
     """Runs the plan in its envelope, or the active version of the definition that its workflow type names.
 
     Arguments: the input (an object), and the ``StartEnvelope`` when Baton started it. Returns the execution's
@@ -76,10 +76,8 @@ class InterpreterWorkflow:
         self._native_cancel: str | None = None
         self._signalled_cancel: str | None = None
         self._deadline_passed = False
-        self._news = False
-        self._progress: ExecutionProgress | None = None
+        super().__init__()
         self._telling: asyncio.Task[None] | None = None
-        self._operators = Operators()
 
     @workflow.run
     async def run(self, args: Sequence[RawValue]) -> JsonValue:
@@ -105,112 +103,6 @@ class InterpreterWorkflow:
             text = reason if isinstance(reason, str) else "" if reason is None else str(reason)
             self._signalled_cancel = truncate_bytes(text, _MAX_REASON_BYTES)
             self._news = True
-
-    @workflow.update(
-        name="answer_gate",
-        description="Answer a gate: {gate_id, answer, data, by}",
-        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
-    )
-    async def answer_gate(self, argument: JsonValue = None) -> JsonObject:
-        """Answer a gate, once."""
-        return self._acted(self._operators.answer(await self._begun(), argument, None))
-
-    @answer_gate.validator
-    def check_answer_gate(self, argument: JsonValue = None) -> None:
-        """Refuse an answer that can't be taken."""
-        self._operators.check_answer(self._progress, argument, None)
-
-    @workflow.update(
-        name="approve",
-        description="Answer approve: {gate_id, data, by}; gate_id may be left out when one gate is open",
-        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
-    )
-    async def approve(self, argument: JsonValue = None) -> JsonObject:
-        """Answer ``approve``."""
-        return self._acted(self._operators.answer(await self._begun(), argument, "approve"))
-
-    @approve.validator
-    def check_approve(self, argument: JsonValue = None) -> None:
-        """Refuse an answer that can't be taken."""
-        self._operators.check_answer(self._progress, argument, "approve")
-
-    @workflow.update(
-        name="reject",
-        description="Answer reject: {gate_id, data, by}; gate_id may be left out when one gate is open",
-        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
-    )
-    async def reject(self, argument: JsonValue = None) -> JsonObject:
-        """Answer ``reject``."""
-        return self._acted(self._operators.answer(await self._begun(), argument, "reject"))
-
-    @reject.validator
-    def check_reject(self, argument: JsonValue = None) -> None:
-        """Refuse an answer that can't be taken."""
-        self._operators.check_answer(self._progress, argument, "reject")
-
-    @workflow.update(
-        name="pause",
-        description="Start nothing new; what runs ends: {by, reason}",
-        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
-    )
-    async def pause(self, argument: JsonValue = None) -> JsonObject:
-        """Pause."""
-        return self._acted(self._operators.pause(await self._begun(), argument))
-
-    @pause.validator
-    def check_pause(self, argument: JsonValue = None) -> None:
-        """Refuse what is paused or over."""
-        self._operators.check_pause(self._progress, argument)
-
-    @workflow.update(
-        name="resume", description="Go on: {by}", unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON
-    )
-    async def resume(self, argument: JsonValue = None) -> JsonObject:
-        """Resume."""
-        return self._acted(self._operators.resume(await self._begun(), argument))
-
-    @resume.validator
-    def check_resume(self, argument: JsonValue = None) -> None:
-        """Refuse what is not paused."""
-        self._operators.check_resume(self._progress, argument)
-
-    @workflow.update(
-        name="retry_step",
-        description="Run a failed step again that waits for an operator: {step_id, by}",
-        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
-    )
-    async def retry_step(self, argument: JsonValue = None) -> JsonObject:
-        """Retry."""
-        return self._acted(self._operators.act(await self._begun(), argument, "retry"))
-
-    @retry_step.validator
-    def check_retry_step(self, argument: JsonValue = None) -> None:
-        """Refuse a step that waits for nobody."""
-        self._operators.check_act(self._progress, argument)
-
-    @workflow.update(
-        name="skip_step",
-        description="Skip a failed step that waits for an operator: {step_id, output, by}",
-        unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON,
-    )
-    async def skip_step(self, argument: JsonValue = None) -> JsonObject:
-        """Skip."""
-        return self._acted(self._operators.act(await self._begun(), argument, "skip"))
-
-    @skip_step.validator
-    def check_skip_step(self, argument: JsonValue = None) -> None:
-        """Refuse a step that waits for nobody."""
-        self._operators.check_act(self._progress, argument)
-
-    async def _begun(self) -> ExecutionProgress:
-        """The run's state, once its plan is there."""
-        if self._progress is None:
-            await workflow.wait_condition(lambda: self._progress is not None)
-        return cast("ExecutionProgress", self._progress)
-
-    def _acted(self, answer: JsonObject) -> JsonObject:
-        self._news = True
-        return answer
 
     async def _work(self, arguments: RunArguments) -> JsonValue:
         plan, envelope = await self._plan(arguments)

@@ -14,14 +14,16 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
+    from engine.domain.gates import MAX_BY_CHARS
     from engine.domain.json import JsonObject, JsonValue
+    from engine.domain.metrics import format_instant
     from engine.errors import ConflictError, EngineError, InvalidInputError
 
 if TYPE_CHECKING:
     from engine.domain.gates import Gate
     from engine.domain.progress import ExecutionProgress
 
-__all__ = ["Operators"]
+__all__ = ["act", "answer", "check_act", "check_answer", "check_pause", "check_resume", "pause", "resume"]
 
 MAX_TEXT_CHARS = 2000
 _ANSWER = ("gate_id", "answer", "data", "by")
@@ -30,81 +32,86 @@ _PAUSE = ("by", "reason")
 _ACT = ("step_id", "output", "by")
 
 
-class Operators:
-    """Reads the arguments of Updates and applies them to a run."""
+def check_answer(progress: ExecutionProgress | None, argument: JsonValue, answer: str | None) -> None:
+    """Refuse an answer that can't be taken; ``answer`` is what the Update's name says."""
+    with _refusals():
+        given = _object(argument, _ANSWER if answer is None else _SHORT_ANSWER)
+        if progress is not None:
+            _gate(progress, given, answer)
 
-    def check_answer(self, progress: ExecutionProgress | None, argument: JsonValue, answer: str | None) -> None:
-        """Refuse an answer that can't be taken; ``answer`` is what the Update's name says."""
-        with _refusals():
-            given = _object(argument, _ANSWER if answer is None else _SHORT_ANSWER)
-            if progress is not None:
-                self._gate(progress, given, answer)
 
-    def answer(self, progress: ExecutionProgress, argument: JsonValue, answer: str | None) -> JsonObject:
-        """Take an answer."""
-        with _refusals():
-            given = _object(argument, _ANSWER if answer is None else _SHORT_ANSWER)
-            gate = self._gate(progress, given, answer)
-        return _answered(progress, gate, answer or str(given.get("answer")), given.get("data"), given)
+def answer(progress: ExecutionProgress, argument: JsonValue, word: str | None) -> JsonObject:
+    """Take an answer; ``word`` is what the Update's name says."""
+    with _refusals():
+        given = _object(argument, _ANSWER if word is None else _SHORT_ANSWER)
+        gate = _gate(progress, given, word)
+    return _answered(progress, gate, word or str(given.get("answer")), given.get("data"), given)
 
-    def check_act(self, progress: ExecutionProgress | None, argument: JsonValue) -> None:
-        """Refuse to act on a step that waits for nobody."""
-        with _refusals():
-            given = _object(argument, _ACT)
-            if progress is not None:
-                progress.check_ask(given.get("step_id"))
 
-    def act(self, progress: ExecutionProgress, argument: JsonValue, answer: str) -> JsonObject:
-        """Retry or skip a failed step."""
-        with _refusals():
-            given = _object(argument, _ACT)
-            gate = progress.check_ask(given.get("step_id"))
-        data: JsonValue = {"output": given.get("output")} if answer == "skip" else None
-        return _answered(progress, gate, answer, data, given)
+def check_act(progress: ExecutionProgress | None, argument: JsonValue) -> None:
+    """Refuse to act on a step that waits for nobody."""
+    with _refusals():
+        given = _object(argument, _ACT)
+        if progress is not None:
+            progress.check_ask(given.get("step_id"))
 
-    def check_pause(self, progress: ExecutionProgress | None, argument: JsonValue) -> None:
-        """Refuse to pause what is paused or over."""
-        with _refusals():
-            _object(argument, _PAUSE)
-            if progress is not None:
-                progress.check_pause()
 
-    def pause(self, progress: ExecutionProgress, argument: JsonValue) -> JsonObject:
-        """Pause."""
-        with _refusals():
-            given = _object(argument, _PAUSE)
+def act(progress: ExecutionProgress, argument: JsonValue, answer: str) -> JsonObject:
+    """Retry or skip a failed step."""
+    with _refusals():
+        given = _object(argument, _ACT)
+        gate = progress.check_ask(given.get("step_id"))
+    data: JsonValue = {"output": given.get("output")} if answer == "skip" else None
+    return _answered(progress, gate, answer, data, given)
+
+
+def check_pause(progress: ExecutionProgress | None, argument: JsonValue) -> None:
+    """Refuse to pause what is paused or over."""
+    with _refusals():
+        _object(argument, _PAUSE)
+        if progress is not None:
             progress.check_pause()
-        progress.pause(_text(given, "by"), _text(given, "reason"), workflow.now())
-        return {"status": "paused"}
 
-    def check_resume(self, progress: ExecutionProgress | None, argument: JsonValue) -> None:
-        """Refuse to resume what is not paused."""
-        with _refusals():
-            _object(argument, _PAUSE)
-            if progress is not None:
-                progress.check_resume()
 
-    def resume(self, progress: ExecutionProgress, argument: JsonValue) -> JsonObject:
-        """Resume."""
-        with _refusals():
-            given = _object(argument, _PAUSE)
+def pause(progress: ExecutionProgress, argument: JsonValue) -> JsonObject:
+    """Pause."""
+    with _refusals():
+        given = _object(argument, _PAUSE)
+        progress.check_pause()
+    progress.pause(_text(given, "by"), _text(given, "reason"), workflow.now())
+    return {"status": "paused"}
+
+
+def check_resume(progress: ExecutionProgress | None, argument: JsonValue) -> None:
+    """Refuse to resume what is not paused."""
+    with _refusals():
+        _object(argument, _PAUSE)
+        if progress is not None:
             progress.check_resume()
-        progress.resume(_text(given, "by"), workflow.now())
-        return {"status": progress.status.value}
 
-    def _gate(self, progress: ExecutionProgress, given: JsonObject, answer: str | None) -> Gate:
-        gate_id = given.get("gate_id")
-        if answer is not None and gate_id is None:
-            gate_id = progress.gates.find_only(answer).record.gate_id
-        with workflow.unsafe.imports_passed_through():
-            return progress.check_answer(gate_id, answer or given.get("answer"), given.get("data"), given.get("by"))
+
+def resume(progress: ExecutionProgress, argument: JsonValue) -> JsonObject:
+    """Resume."""
+    with _refusals():
+        given = _object(argument, _PAUSE)
+        progress.check_resume()
+    progress.resume(_text(given, "by"), workflow.now())
+    return {"status": progress.status.value}
+
+
+def _gate(progress: ExecutionProgress, given: JsonObject, answer: str | None) -> Gate:
+    gate_id = given.get("gate_id")
+    if answer is not None and gate_id is None:
+        gate_id = progress.gates.find_only(answer).record.gate_id
+    with workflow.unsafe.imports_passed_through():
+        return progress.check_answer(gate_id, answer or given.get("answer"), given.get("data"), given.get("by"))
 
 
 def _answered(progress: ExecutionProgress, gate: Gate, answer: str, data: JsonValue, given: JsonObject) -> JsonObject:
     now = workflow.now()
     by = _text(given, "by")
     progress.answer_gate(gate, answer, data, by, now)
-    return {"gate_id": gate.record.gate_id, "answer": answer, "by": by, "at": now.isoformat()}
+    return {"gate_id": gate.record.gate_id, "answer": answer, "by": by, "at": format_instant(now)}
 
 
 def _object(argument: JsonValue, known: tuple[str, ...]) -> JsonObject:
@@ -115,17 +122,17 @@ def _object(argument: JsonValue, known: tuple[str, ...]) -> JsonObject:
     for key in argument:
         if key not in known:
             raise InvalidInputError(f"There is no {key[:80]} here; known are {', '.join(known)}", {"path": key[:80]})
-    for key in ("by", "reason"):
-        _text(argument, key)
+    _text(argument, "by", MAX_BY_CHARS)
+    _text(argument, "reason")
     return argument
 
 
-def _text(given: JsonObject, key: str) -> str | None:
+def _text(given: JsonObject, key: str, limit: int = MAX_TEXT_CHARS) -> str | None:
     value = given.get(key)
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS:
-        raise InvalidInputError(f"{key} must be a text of at most {MAX_TEXT_CHARS} characters", {"path": key})
+    if not isinstance(value, str) or len(value) > limit:
+        raise InvalidInputError(f"{key} must be a text of at most {limit} characters", {"path": key})
     return value
 
 

@@ -10,4 +10,8 @@ from typing import Final
 VERSION_1: Final = 1
 """2026-11-22: the first. Agents by dependency, mappings, fallbacks, cancellation, deadline, continue-as-new."""
 
-INTERPRETER_VERSION: Final = VERSION_1
+VERSION_2: Final = 2
+"""2026-11-23: definitions that decide. Conditions, joins, handoffs, items, loops, gates, children, clean-up, budgets,
+pause. A plan without them is run as before; the number keeps a worker that does not know them from running one."""
+
+INTERPRETER_VERSION: Final = VERSION_2

@@ -30,7 +30,21 @@ class HandoffCalls(Calls):
         *,
         workflow_id: str | None = None,
     ) -> str:
-        """Store a handoff rule and return its id. Handoffs are stored and checked, and not acted on yet."""
+        """Store a handoff rule and return its id; executions that start from now on act by it.
+
+        Args:
+            source_agent_id: the agent whose steps hand over.
+            target_agent_id: the agent that they hand over to.
+            handoff_type: ``sequential``, ``parallel``, or ``escalation``: called when a step of the source is about
+                to fail.
+            data_mapping: key of the source's output to input key of the target.
+            trigger_conditions: the events ``completion``, ``failure``, ``timeout``, of which one must have come, and
+                conditions, which must all hold; none means ``completion``.
+            workflow_id: the one workflow that it counts in; None: all.
+
+        Raises:
+            InvalidInputError: a field or a condition can't be used.
+        """
         session = self._session()
         handoff = await session.handoffs.create_handoff(
             source_agent_id,

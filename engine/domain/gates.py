@@ -10,6 +10,7 @@ from engine.domain.execution import Event, micros
 from engine.domain.gate import GateRecord, GateStatus
 from engine.domain.issues import IssueList, issue_details, summary
 from engine.domain.json_schema import check_value
+from engine.domain.metrics import format_instant
 from engine.errors import ConflictError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Gates:
                     "status": record.status,
                     "answer": record.answer,
                     "by": record.by,
-                    "at": None if record.at is None else record.at.isoformat(),
+                    "at": None if record.at is None else format_instant(record.at),
                 },
             )
         if answer not in record.allowed:
@@ -214,7 +215,7 @@ class Gates:
         record = gate.record
         self._gates[record.gate_id] = gate
         self.changed[record.gate_id] = record
-        expires_at = None if record.expires_at is None else record.expires_at.isoformat()
+        expires_at = None if record.expires_at is None else format_instant(record.expires_at)
         self._tell(gate, "gate.opened", now, question=record.question, kind=record.kind, expires_at=expires_at)
         return gate
 

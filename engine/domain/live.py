@@ -15,11 +15,12 @@ __all__ = ["live_execution", "live_step"]
 def live_execution(record: ExecutionRecord) -> LiveExecution:
     """The head for a record; its token is the instant of the record's latest change."""
     at = record.completed_at or record.started_at or record.created_at
+    token = max(micros(at), 0 if record.status.is_terminal else record.status_token)
     return LiveExecution(
         execution_id=record.execution_id,
         definition_id=record.definition_id,
         version=record.version,
-        token=micros(at),
+        token=token,
         status=record.status,
         step_ids=record.step_ids,
         created_at=record.created_at,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from engine.domain.actions import CallFailure, StartTimer
 from engine.domain.execution import StepStatus, Value
 from engine.domain.expressions import compile_template
-from engine.domain.metrics import parse_instant
+from engine.domain.metrics import format_instant, parse_instant
 from engine.domain.operands import OperandScope
 from engine.errors import InvalidInputError
 
@@ -53,10 +53,10 @@ class Waits:
             return None
         if until - now > MAX_WAIT:
             work.fail_input(
-                unit, f"Step {unit.step_id} would wait until {until.isoformat()}; the most is a year", None, now
+                unit, f"Step {unit.step_id} would wait until {format_instant(until)}; the most is a year", None, now
             )
             return None
-        unit.state.output = Value.of({"waited_until": until.isoformat()})
+        unit.state.output = Value.of({"waited_until": format_instant(until)})
         if until <= now:
             work.complete_value(unit, unit.state.output, now)
             return None
@@ -141,7 +141,7 @@ class Waits:
     def _take_answer(self, unit: Unit, answer: str, data: JsonValue, by: str | None, now: datetime) -> None:
         work = self._work
         approval = unit.step.approval
-        output: JsonObject = {"answer": answer, "data": data, "by": by, "at": now.isoformat()}
+        output: JsonObject = {"answer": answer, "data": data, "by": by, "at": format_instant(now)}
         if approval is not None and answer in approval.fail_on:
             who = by or "somebody"
             message = f"rejected by {who}" if answer == "reject" else f"{who} answered {answer}"

@@ -23,9 +23,8 @@ MAX_SHRINKING = 1500
 
 def check(case: Case, drive: Callable[[Case], Run] | None = None) -> str | None:
     """Run a case and compare; return what differs, None when nothing does."""
-    run = Driver(case).drive() if drive is None else drive(case)
     try:
-        compare(case, run)
+        compare(case, Driver(case).drive() if drive is None else drive(case))
     except DisagreementError as error:
         return str(error)
     return None

@@ -111,6 +111,7 @@ class Driver:
         self.sent: dict[str, list[StepRecord]] = {}
         """Records that travel with calls."""
         self.timers: set[str] = set()
+        self.gate_kinds: dict[str, str] = {}
         self.retries = 0
         self.runs = 1
         self.is_draining = False
@@ -393,6 +394,8 @@ class Driver:
 
     def see_gate(self, record: GateRecord) -> None:
         """Let somebody answer a gate, or nobody."""
+        if self.gate_kinds.setdefault(record.gate_id, record.kind) != record.kind:
+            raise DisagreementError(f"two gates have the id {record.gate_id}")
         self.note(
             "opened",
             record.gate_id,

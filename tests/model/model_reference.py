@@ -163,7 +163,7 @@ class Reference(StepWork):
                 return False
             breached = self.breach()
             if breached:
-                return self.over_budget()
+                return self.over_budget(want)
         self.queue.remove(want)
         try:
             self.begun.add(want.step)
@@ -184,11 +184,14 @@ class Reference(StepWork):
         return next((name for name, limit in self.grants.items() if spent[name] >= limit), None)
 
     def spend_out(self) -> None:
-        if self.failing is None:
-            self.error = {"code": "budget_exceeded", "message": "", "details": {}}
-        self.ending = self.failing or ("failed", "budget_exceeded", None)
+        self.fail_execution("budget_exceeded", None, Failure("input", "budget", "budget_exceeded"))
 
-    def over_budget(self) -> bool:
+    def over_budget(self, wanted: Want) -> bool:
+        """The budget keeps a call from being made; who goes on although the execution has failed asks nobody."""
+        if self.failing is not None:
+            self.queue.remove(wanted)
+            wanted.resume(STOP)
+            return True
         if self.on_breach == "fail":
             self.spend_out()
             return True

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 from engine.domain.conditions import parse_condition
 from engine.domain.expressions import MISSING, MissingPathError, compile_template, walk
 from tests.model.model_definitions import INPUT
-from tests.model.model_wants import STOP, Answer, Failure, Reply, Skip, Steps, Want, fallbacks, invalid, is_passing
+from tests.model.model_wants import (
+    STOP,
+    Answer,
+    Failure,
+    Reply,
+    Skip,
+    Steps,
+    Want,
+    fallbacks,
+    instant,
+    invalid,
+    is_passing,
+)
 
 if TYPE_CHECKING:
     from tests.model.model_reference import Reference
@@ -202,7 +214,7 @@ class StepWork:
             end = yield Want("timer", step["id"], address, until=until)
             if end is STOP:
                 return STOP
-        return Reply({"waited_until": until.isoformat()})
+        return Reply({"waited_until": instant(until)})
 
     def approval(self, step: dict[str, Any]) -> Steps:
         spec = step["approval"]
@@ -227,7 +239,7 @@ class StepWork:
                 end = Answer(spec["default"], at=end.at)
             if end.answer in spec.get("fail_on", ["reject"]):
                 return Failure("agent", "refused", message=f"rejected by {end.by}", address=address)
-            return Reply({"answer": end.answer, "data": end.data, "by": end.by, "at": end.at.isoformat()})
+            return Reply({"answer": end.answer, "data": end.data, "by": end.by, "at": instant(end.at)})
         raise AssertionError("two levels at most")
 
 

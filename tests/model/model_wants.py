@@ -94,6 +94,11 @@ def shown(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
+def instant(at: datetime) -> str:
+    """An instant as outputs show it."""
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def is_passing(handoff: dict[str, Any]) -> bool:
     return handoff["type"] != "escalation"
 

@@ -23,6 +23,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import deciding
+from deciding import step, until_running
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
 from wire_schema import write_pinned
@@ -45,7 +47,6 @@ HISTORIES = Path(__file__).parent / "histories"
 CONTINUE_AFTER_EVENTS = 60
 _QUEUE = "replay"
 _IDENTITY = "recorder"
-_QUICK = {"max_retries": 2, "initial_interval": 0.05}
 
 
 class Stage:
@@ -94,13 +95,19 @@ class Stage:
         self.recorded.append((name, execution["execution_id"], None))
         await engine.aclose()
 
+    async def add_first_run(self, name: str) -> None:
+        """Record the first run of the last execution as well, which continued as new."""
+        last, execution_id, _ = self.recorded[-1]
+        described = await self.client.get_workflow_handle(execution_id).describe()
+        first = described.raw_description.workflow_execution_info.first_run_id
+        if first == described.run_id:
+            raise SystemExit(f"{name}: the server suggested no continue-as-new")
+        self.recorded[-1] = (last, execution_id, described.run_id)
+        self.recorded.append((name, execution_id, first))
+
 
 _MAPPED: dict[str, object] = {"said": "${steps.s1.output.text}"}
 """An output that no call is, so that the workflow has to finalize."""
-
-
-def step(step_id: str, agent_id: str = "worker", **fields: object) -> dict[str, object]:
-    return {"id": step_id, "agent_id": agent_id, "retry_policy": _QUICK, **fields}
 
 
 def chain(length: int) -> list[dict[str, object]]:
@@ -114,11 +121,6 @@ def chain(length: int) -> list[dict[str, object]]:
         for index in range(2, length + 1)
     ]
     return [first, *rest]
-
-
-async def until_running(engine: WorkflowEngine, execution_id: str) -> None:
-    while not (await engine.get_execution_status(execution_id))["current_steps"]:
-        await asyncio.sleep(0.05)
 
 
 async def forever(_: object) -> None:
@@ -192,13 +194,7 @@ async def record_artifact(stage: Stage) -> None:
 
 async def record_continue_as_new(stage: Stage) -> None:
     await stage.run("continued", {"worker": {"text": "done"}}, chain(12))
-    name, execution_id, _ = stage.recorded[-1]
-    described = await stage.client.get_workflow_handle(execution_id).describe()
-    first = described.raw_description.workflow_execution_info.first_run_id
-    if first == described.run_id:
-        raise SystemExit("continue-as-new: the server suggested none")
-    stage.recorded[-1] = (name, execution_id, described.run_id)
-    stage.recorded.append(("continue-as-new", execution_id, first))
+    await stage.add_first_run("continue-as-new")
 
 
 async def record_started_without_plan(stage: Stage) -> None:
@@ -268,42 +264,6 @@ async def record_recall(stage: Stage) -> None:
     await stage.run("recall", {"worker": {"text": "the topic is tea"}}, steps)
 
 
-async def record_decisions(stage: Stage) -> None:
-    """A step skipped by its condition, one by its join, and a failure that is passed over and handled."""
-    steps = [
-        step("s1", when="input.topic = 'another'"),
-        step("s2", depends_on=["s1"]),
-        step("s3", "breaker", on_error="continue", retry_policy={"max_retries": 0}),
-        step("s4", join="settled", when="steps.s3.error != null", input_mapping={"said": "${steps.s1.output.text}"}),
-    ]
-    broken = AgentFailure(FailureReason.ERROR, "It broke; the recording wants it so")
-    await stage.run("decisions", {"worker": {"text": "done"}, "breaker": broken}, steps)
-
-
-async def record_handoffs(stage: Stage) -> None:
-    """One handoff taken, with data, and one refused."""
-    scripts = {"worker": {"text": "done", "ok": True}, "taker": {"text": "taken"}, "other": {"text": "never"}}
-    engine = await stage.engine(scripts)
-    taken = ["completion", "source_output.ok = true"]
-    await engine.create_handoff("worker", "taker", data_mapping={"text": "said"}, trigger_conditions=taken)
-    await engine.create_handoff("worker", "other", trigger_conditions=["source_output.ok = false"])
-    await engine.aclose()
-    steps = [step("s1"), step("s2", "taker", depends_on=["s1"]), step("s3", "other", depends_on=["s1"])]
-    await stage.run("handoffs", scripts, steps)
-
-
-async def record_finish(stage: Stage) -> None:
-    """A failure while another step runs, which may end first."""
-    broken = AgentFailure(FailureReason.ERROR, "It broke; the recording wants it so")
-
-    async def slow(_: object) -> object:
-        await asyncio.sleep(0.5)
-        return {"text": "done"}
-
-    steps = [step("s1"), step("s2", "breaker", retry_policy={"max_retries": 0}), step("s3", depends_on=["s1"])]
-    await stage.run("finish", {"worker": slow, "breaker": broken}, steps, expected="failed", on_failure="finish")
-
-
 async def record_mapped_output(stage: Stage) -> None:
     await stage.run("mapped-output", {"worker": {"text": "done"}}, chain(1), output_mapping=_MAPPED)
 
@@ -344,9 +304,7 @@ SCENARIOS = (
     record_finalize_remote,
     record_mapped_output,
     record_recall,
-    record_decisions,
-    record_handoffs,
-    record_finish,
+    *deciding.SCENARIOS,
 )
 
 

@@ -22,38 +22,58 @@ from wire_schema import current_schema, incompatibilities, read_pinned
 from engine.adapters.codec import decompress_zstd
 from engine.adapters.temporal.payloads import data_converter
 from engine.domain import messages
+from engine.domain.gate import Transition
 from workflows.interpreter import InterpreterWorkflow
 from workflows.versions import INTERPRETER_VERSION
 
 FILES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 SCENARIOS = {
     "artifact",
+    "budget",
     "cancel",
+    "cancelled-clean-up",
     "chain",
+    "child",
+    "clean-up",
     "continue-as-new",
     "continued",
     "deadline",
     "deadline-kept",
+    "decisions",
+    "expired-gate",
     "failure",
     "fallback",
     "fan-out",
     "finalize-remote",
-    "mapped-output",
+    "finish",
+    "following",
+    "gates",
+    "handoffs",
+    "inner",
     "invalid-input",
+    "items",
+    "items-before",
+    "mapped-output",
+    "recall",
+    "rerun",
     "resumed-after-worker-loss",
     "retry",
     "signal-cancel",
     "started-without-plan",
     "timeout",
+    "values",
 }
 RUNNERS = {"unsandboxed": UnsandboxedWorkflowRunner, "sandboxed": SandboxedWorkflowRunner}
 INPUTS: dict[str, type[BaseModel]] = {
     "baton.load_plan": messages.LoadPlanInput,
     "baton.finalize": messages.FinalizeInput,
     "baton.record_decisions": messages.RecordDecisionsInput,
+    "baton.record_transition": Transition,
+    "baton.compute_value": messages.ComputeInput,
     "baton.request_cancel": messages.RequestCancelInput,
 }
 RESULTS: dict[str, type[BaseModel]] = {
+    "baton.compute_value": messages.StepOutcome,
     "baton.load_plan": messages.LoadPlanResult,
     "baton.finalize": messages.FinalizeResult,
 }

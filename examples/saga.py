@@ -1,0 +1,75 @@
+"""A journey that is booked wholly or not at all: what is booked is cancelled again when the last part fails.
+
+.venv/bin/python examples/saga.py
+"""
+
+import asyncio
+import logging
+import sys
+
+from engine import AgentCall, AgentFailure, EngineError, FailureReason, WorkflowEngine
+
+
+def booking(order: dict, call: AgentCall) -> dict:
+    """Book a part of the journey; call.idempotency_key would keep a repeated call from booking twice."""
+    if order["what"] == "car" and order["people"] > 4:
+        raise AgentFailure(FailureReason.REFUSED, f"No car for {order['people']} people")
+    return {"number": f"{order['what']}-{len(call.step_id)}"}
+
+
+def cancellation(booked: dict) -> dict:
+    """Undo a booking."""
+    return {"note": f"{booked['number']} is cancelled"}
+
+
+def traveller(ending: dict) -> dict:
+    """Get told how it ended."""
+    return {"note": "Have a good journey" if ending["status"] == "completed" else f"Sorry: {ending['why']}"}
+
+
+def part(what: str, *, after: list[str]) -> dict:
+    """Return a step that books a part, with what undoes it."""
+    return {
+        "id": what,
+        "agent_id": "agent-booking",
+        "depends_on": after,
+        "input_mapping": {"what": what, "people": "${input.people}"},
+        "compensate": {
+            "agent_id": "agent-cancellation",
+            "input_mapping": {"number": f"${{steps.{what}.output.number}}"},
+        },
+    }
+
+
+AGENTS = [booking, cancellation, traveller]
+STEPS = [part("flight", after=[]), part("hotel", after=["flight"]), part("car", after=["hotel"])]
+FINALLY = [
+    {
+        "id": "tell",
+        "agent_id": "agent-traveller",
+        "input_mapping": {"status": "${execution.status}", "why": "${execution.error.message ?? 'nothing'}"},
+    }
+]
+
+
+async def main() -> None:
+    """Book for two groups; there is no car for the second."""
+    async with WorkflowEngine({"agent_modules": ["saga"]}) as engine:
+        for agent in AGENTS:
+            await engine.register_agent(name=agent.__name__, config={"function": f"saga:{agent.__name__}"})
+        workflow_id = await engine.create_workflow(name="Journey", steps=STEPS, **{"finally": FINALLY})
+        for people in (2, 6):
+            execution = await engine.execute_workflow(workflow_id, {"people": people})
+            result = await engine.get_execution_result(execution["execution_id"], wait=60)
+            print(f"{people} people: {result['status']}")
+            for step_id, step in result["steps"].items():
+                output = step["output"] or {}
+                print(f"  {step_id} {step['status']}", output.get("number") or output.get("note", ""))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        asyncio.run(main())
+    except EngineError as error:
+        sys.exit(error.message)
