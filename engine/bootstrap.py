@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from engine.adapters.temporal.connection import TemporalConnection
     from engine.adapters.temporal.runtime import TemporalRuntime
     from engine.ports.agent_invoker import AgentInvoker
+    from engine.ports.price_table import PriceTable
     from engine.settings import EngineSettings
 
 _logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class EngineSession:
             live,
             _now,
             settings.retry_count,
+            self._open_prices,
+            settings.llm_base_url,
         )
         self.context, self.indexing = _open_context(stores, settings.batch_size)
         self.secrets = ConfiguredSecrets(os.environ, settings.secrets_dir, settings.secret_hosts)
@@ -196,7 +199,6 @@ class EngineSession:
     def _open_invoker(self) -> AgentInvoker:
         from engine.adapters.agents.http_agents import HttpAgentInvoker
         from engine.adapters.agents.llm.invoker import LlmAgentInvoker
-        from engine.adapters.agents.llm.prices import ModelPrices
         from engine.adapters.agents.masking_invoker import MaskingAgentInvoker
         from engine.adapters.agents.python_agents import PythonAgentInvoker
         from engine.adapters.agents.routing import RoutingAgentInvoker
@@ -208,12 +210,17 @@ class EngineSession:
             settings.allowed_hosts,
             self.secrets,
             self.tools,
-            ModelPrices(settings.prices_file),
+            self._open_prices(),
             default_base_url=settings.llm_base_url,
         )
         for invoker in (python, http, llm):
             self.stores.closing.push_async_callback(invoker.aclose)
         return MaskingAgentInvoker(RoutingAgentInvoker({"python": python, "http": http, "llm": llm}))
+
+    def _open_prices(self) -> PriceTable:
+        from engine.adapters.agents.llm.prices import ModelPrices
+
+        return ModelPrices(self.settings.prices_file)
 
     def _open_tools(self) -> AgentTools:
         from engine.adapters.agents.tools.mcp_servers import McpServerPlace

@@ -9,7 +9,7 @@ import sys
 
 from engine import AgentFailure, EngineError, FailureReason, WorkflowEngine
 
-JAMS = ["a paper jam"]
+JAMS = ["There is a paper jam."]
 
 
 def printer(card: dict) -> dict:
@@ -21,7 +21,7 @@ def printer(card: dict) -> dict:
 
 def courier(_: dict) -> dict:
     """Fail, as nobody works today."""
-    raise AgentFailure(FailureReason.UNAVAILABLE, "no courier today")
+    raise AgentFailure(FailureReason.UNAVAILABLE, "There is no courier today.")
 
 
 def book(journey: dict) -> dict:
@@ -63,7 +63,7 @@ async def main() -> None:
             if event["type"] != "gate.opened":
                 continue
             gate = await engine.get_gate(execution_id, event["data"]["gate_id"])
-            print(gate["question"], gate["allowed"])
+            print(gate["question"])
             if gate["step_id"] == "print":
                 await engine.retry_step(execution_id, "print", by="ann")
             else:

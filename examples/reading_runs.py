@@ -57,8 +57,6 @@ async def main() -> None:
         await engine.get_execution_result(execution["execution_id"], wait=60)
         print(await engine.workflow_graph(workflow_id, "text", execution_id=execution["execution_id"]))
         explanation = await engine.explain_execution(execution["execution_id"])
-        for step in explanation["steps"]:
-            print(step["step_id"], step["decision"], step["values"])
         print(explanation["text"])
 
 

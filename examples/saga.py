@@ -7,19 +7,19 @@ import asyncio
 import logging
 import sys
 
-from engine import AgentCall, AgentFailure, EngineError, FailureReason, WorkflowEngine
+from engine import AgentFailure, EngineError, FailureReason, WorkflowEngine
 
 
-def booking(order: dict, call: AgentCall) -> dict:
-    """Book a part of the journey; call.idempotency_key would keep a repeated call from booking twice."""
+def booking(order: dict) -> dict:
+    """Book a part of the journey."""
     if order["what"] == "car" and order["people"] > 4:
         raise AgentFailure(FailureReason.REFUSED, f"No car for {order['people']} people")
-    return {"number": f"{order['what']}-{len(call.step_id)}"}
+    return {"note": f"{order['what']} for {order['people']}"}
 
 
 def cancellation(booked: dict) -> dict:
     """Undo a booking."""
-    return {"note": f"{booked['number']} is cancelled"}
+    return {"note": f"no {booked['note']}"}
 
 
 def traveller(ending: dict) -> dict:
@@ -36,7 +36,7 @@ def part(what: str, *, after: list[str]) -> dict:
         "input_mapping": {"what": what, "people": "${input.people}"},
         "compensate": {
             "agent_id": "agent-cancellation",
-            "input_mapping": {"number": f"${{steps.{what}.output.number}}"},
+            "input_mapping": {"note": f"${{steps.{what}.output.note}}"},
         },
     }
 
@@ -63,8 +63,7 @@ async def main() -> None:
             result = await engine.get_execution_result(execution["execution_id"], wait=60)
             print(f"{people} people: {result['status']}")
             for step_id, step in result["steps"].items():
-                output = step["output"] or {}
-                print(f"  {step_id} {step['status']}", output.get("number") or output.get("note", ""))
+                print(f"  {step_id} {step['status']}", step["output"]["note"] if step["output"] else "")
 
 
 if __name__ == "__main__":

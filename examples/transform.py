@@ -47,7 +47,8 @@ async def main() -> None:
             execution = await engine.execute_workflow(workflow_id, order)
             result = await engine.get_execution_result(execution["execution_id"], wait=60)
             if result["status"] == "completed":
-                print(json.dumps(result["output"], indent=2))
+                for key, value in result["output"].items():
+                    print(key, json.dumps(value))
             else:
                 print(result["error"]["message"])
 

@@ -130,6 +130,7 @@ class ExecutionService:
         Raises:
             ConflictError, RuntimeUnavailableError: as ``start_execution``.
         """
+        await self._plans.check_budget(prepared.plan, options.budget)
         await self._runtime.connect()
         definition_id, key, now = prepared.plan.definition_id, options.idempotency_key, self._clock()
         execution_id = keyed_execution_id(definition_id, key) if key else f"{definition_id}-{self._new_ulid()}"

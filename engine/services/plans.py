@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from engine.domain.budgets import narrowed
 from engine.domain.definition_reads import agent_ids_of, handed_agents
 from engine.domain.execution import Event, ExecutionOptions, ExecutionRecord, ExecutionStatus, Value
 from engine.domain.expressions import json_size
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from engine.domain.agent import Agent
     from engine.domain.definition import DefinitionVersion, WorkflowDefinition
-    from engine.domain.execution import StepRecord
+    from engine.domain.execution import BudgetLimits, StepRecord
     from engine.domain.handoff import Handoff
     from engine.domain.json import JsonObject, JsonValue
     from engine.ports.agent_store import AgentStore
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from engine.ports.definition_store import DefinitionStore
     from engine.ports.execution_store import ExecutionStore
     from engine.ports.handoff_store import HandoffStore
+    from engine.ports.price_table import PriceTable
     from engine.ports.state_store import StateStore
 
 __all__ = ["PlanService", "PreparedPlan"]
@@ -79,7 +81,10 @@ class PlanService:
         state: StateStore,
         clock: Callable[[], datetime],
         default_max_retries: int,
+        open_prices: Callable[[], PriceTable],
+        default_base_url: str | None,
     ) -> None:
+        """Take the ports, how to open the price table when a budget needs it, and where models are without base_url."""
         self._definitions = definitions
         self._agents = agents
         self._handoffs = handoffs
@@ -88,6 +93,8 @@ class PlanService:
         self._state = state
         self._clock = clock
         self._default_max_retries = default_max_retries
+        self._open_prices = open_prices
+        self._default_base_url = default_base_url
         self._kept: OrderedDict[tuple[object, ...], PreparedPlan] = OrderedDict()
         self._latest: OrderedDict[tuple[str, int | None], ExecutionPlan] = OrderedDict()
 
@@ -117,6 +124,34 @@ class PlanService:
         if len(self._latest) > _MAX_KEPT:
             self._latest.popitem(last=False)
         return kept
+
+    async def check_budget(self, plan: ExecutionPlan, given: BudgetLimits | None) -> None:
+        """Refuse a budget in US dollars when a model's price is not known: its spending could not be counted.
+
+        Raises:
+            InvalidInputError: with the models in ``details.models``.
+        """
+        limits = narrowed(plan.budget, given)
+        if limits is None or limits.usd is None:
+            return
+        unpriced = await asyncio.to_thread(self._unpriced_models, plan)
+        if unpriced:
+            raise InvalidInputError(
+                f"budget.usd needs the price of every model, and there is none of {', '.join(unpriced)}; put it into "
+                "the file that prices_file names, or limit tokens instead",
+                {"path": "budget.usd", "models": unpriced},
+            )
+
+    def _unpriced_models(self, plan: ExecutionPlan) -> list[str]:
+        prices = self._open_prices()
+        unpriced: dict[str, None] = {}
+        for agent in plan.agents.values():
+            model, base_url = agent.config.get("model"), agent.config.get("base_url") or self._default_base_url
+            if agent.kind != "llm" or not isinstance(model, str):
+                continue
+            if prices.cost_of(model, base_url if isinstance(base_url, str) else None, 1000, 1000) is None:
+                unpriced[model] = None
+        return list(unpriced)
 
     async def stored_input(self, prepared: PreparedPlan, input_data: JsonValue) -> Value:
         """Check an execution's input and put it into the ArtifactStore when it is large.
@@ -175,6 +210,7 @@ class PlanService:
             given = await self._artifacts.get_artifact(request.input_ref.artifact_id)
         stored_input = await self.stored_input(prepared, given)
         options = request.options or ExecutionOptions()
+        await self.check_budget(prepared.plan, options.budget)
         record = new_record(request.execution_id, prepared, stored_input, given, options, self._clock()).model_copy(
             update={
                 "run_id": request.run_id,

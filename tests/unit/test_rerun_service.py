@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine.adapters.agents.llm.prices import ModelPrices
 from engine.adapters.codec import Codec
 from engine.adapters.sqlite.agent_store import SqliteAgentStore
 from engine.adapters.sqlite.artifact_store import SqliteArtifactStore
@@ -91,7 +92,16 @@ class World:
         self.runtime = Runtime()
         runtime: Any = self.runtime
         self.plans = PlanService(
-            definitions, agents, handoffs, self.executions, self.artifacts, self.state, self.clock, 3
+            definitions,
+            agents,
+            handoffs,
+            self.executions,
+            self.artifacts,
+            self.state,
+            self.clock,
+            3,
+            lambda: ModelPrices(None),
+            None,
         )
         repairs = ExecutionRepairs(self.executions, self.state, self.clock)
         reads = ExecutionReads(self.executions, self.state, runtime, repairs)
