@@ -41,6 +41,7 @@ __all__ = ["RunsHistory", "flow_bars", "main"]
 
 _PAIRS: Final = (("chain1000", "chain2000"), ("foreach1000", "foreach2000"))
 _WARM_UP: Final = "chain10"
+_REPEATED: Final = (EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED, EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT)
 _DECISIONS: Final = "decisions200"
 
 
@@ -52,6 +53,8 @@ class RunsHistory:
     events: int
     task_events: int
     """Those of workflow tasks, whose number depends on how answers fall together."""
+    repeated_tasks: int
+    """Workflow tasks that failed or timed out. The server fails one while which more than a hundred events arrived."""
     activities: int
     size_bytes: int
 
@@ -63,6 +66,7 @@ class RunsHistory:
             runs=len(runs),
             events=len(events),
             task_events=sum(event.event_type in TASK_EVENTS for event in events),
+            repeated_tasks=sum(event.event_type in _REPEATED for event in events),
             activities=sum(event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED for event in events),
             size_bytes=sum(event.ByteSize() for event in events),
         )
@@ -193,7 +197,7 @@ def _own_events(history: RunsHistory) -> float:
 
 
 def _table(figures: Figures) -> str:
-    columns = "time s | CPU s | events | without workflow tasks | activities | runs | history KB"
+    columns = "time s | CPU s | events | without workflow tasks | repeated tasks | activities | runs | history KB"
     lines = [f"|  |  | {columns} |", f"| --- | --- |{' --- |' * (columns.count('|') + 1)}"]
     for shape in figures[ENGINE]:
         for name, side in figures.items():
@@ -203,6 +207,7 @@ def _table(figures: Figures) -> str:
                 f"{median(of_shape.cpu_seconds):.1f}",
                 f"{of_shape.middle(lambda one: one.events):,.0f}",
                 f"{of_shape.middle(_own_events):,.0f}",
+                f"{of_shape.middle(lambda one: one.repeated_tasks):.0f}",
                 f"{of_shape.middle(lambda one: one.activities):,.0f}",
                 f"{of_shape.middle(lambda one: one.runs):.0f}",
                 f"{of_shape.middle(lambda one: one.size_bytes / 1000):,.0f}",

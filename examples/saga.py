@@ -53,7 +53,7 @@ FINALLY = [
 
 
 async def main() -> None:
-    """Book for two groups; there is no car for the second."""
+    """Book for two groups, for the second of which there is no car, and print the steps as they ended."""
     async with WorkflowEngine({"agent_modules": ["saga"]}) as engine:
         for agent in AGENTS:
             await engine.register_agent(name=agent.__name__, config={"function": f"saga:{agent.__name__}"})
@@ -62,7 +62,7 @@ async def main() -> None:
             execution = await engine.execute_workflow(workflow_id, {"people": people})
             result = await engine.get_execution_result(execution["execution_id"], wait=60)
             print(f"{people} people: {result['status']}")
-            for step_id, step in result["steps"].items():
+            for step_id, step in sorted(result["steps"].items(), key=lambda item: item[1]["completed_at"]):
                 print(f"  {step_id} {step['status']}", step["output"]["note"] if step["output"] else "")
 
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import sys
+import textwrap
 
 from engine import EngineError, WorkflowEngine
 
@@ -50,7 +51,7 @@ async def main() -> None:
                 for key, value in result["output"].items():
                     print(key, json.dumps(value))
             else:
-                print(result["error"]["message"])
+                print(textwrap.fill(result["error"]["message"], 100))
 
 
 if __name__ == "__main__":

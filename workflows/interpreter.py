@@ -139,7 +139,7 @@ class InterpreterWorkflow(OperatorUpdates):
             for address in progress.take_cancelled():
                 self._runner.cancel(address)
             workflow.set_current_details(step_table(progress))
-            if progress.has_transition and self._telling is None:
+            if progress.news.has_transition and self._telling is None:
                 self._telling = asyncio.create_task(self._tell(progress, envelope))
             if progress.is_over:
                 return
@@ -151,8 +151,8 @@ class InterpreterWorkflow(OperatorUpdates):
 
     async def _tell(self, progress: ExecutionProgress, envelope: StartEnvelope) -> None:
         """Record what has changed beside agents' calls, one change after the other."""
-        while progress.has_transition:
-            change = progress.take_transition(workflow.now())
+        while progress.news.has_transition:
+            change = progress.news.take_transition(workflow.now())
             if change.status is not None and "BatonStatus" in envelope.search_attributes:
                 shown = SearchAttributeKey.for_keyword("BatonStatus").value_set(change.status.value)
                 workflow.upsert_search_attributes([shown])  # pyright: ignore[reportUnknownMemberType] # the SDK's own overload
@@ -265,13 +265,13 @@ class InterpreterWorkflow(OperatorUpdates):
     async def _continue_as_new(
         self, progress: ExecutionProgress, arguments: RunArguments, envelope: StartEnvelope
     ) -> None:
-        while progress.events or progress.gates.events:
-            await self._record_transition(progress.take_transition(workflow.now()))
+        while progress.news.events or progress.gates.events:
+            await self._record_transition(progress.news.take_transition(workflow.now()))
         # The next run may read what they hold from the store.
         while progress.decided:
             await self._record_some_decisions(progress)
         await workflow.wait_condition(workflow.all_handlers_finished)
-        if self._news or self._telling is not None or progress.has_transition:
+        if self._news or self._telling is not None or progress.news.has_transition:
             return
         carried = progress.carry()
         workflow.continue_as_new(
@@ -343,7 +343,7 @@ class InterpreterWorkflow(OperatorUpdates):
             decided=progress.take_decided(),
             warnings=progress.warnings,
             step_ids=progress.step_ids,
-            events=progress.take_events(),
+            events=progress.news.take_events(),
         )
         return await self._local_then_remote(ACTIVITY_FINALIZE, request, FinalizeResult, "record the end")
 

@@ -53,14 +53,14 @@ def check_act(progress: ExecutionProgress | None, argument: JsonValue) -> None:
     with _refusals():
         given = _object(argument, _ACT)
         if progress is not None:
-            progress.check_ask(given.get("step_id"))
+            progress.operators.check_ask(given.get("step_id"))
 
 
 def act(progress: ExecutionProgress, argument: JsonValue, answer: str) -> JsonObject:
     """Retry or skip a failed step."""
     with _refusals():
         given = _object(argument, _ACT)
-        gate = progress.check_ask(given.get("step_id"))
+        gate = progress.operators.check_ask(given.get("step_id"))
     data: JsonValue = {"output": given.get("output")} if answer == "skip" else None
     return _answered(progress, gate, answer, data, given)
 
@@ -70,15 +70,15 @@ def check_pause(progress: ExecutionProgress | None, argument: JsonValue) -> None
     with _refusals():
         _object(argument, _PAUSE)
         if progress is not None:
-            progress.check_pause()
+            progress.operators.check_pause()
 
 
 def pause(progress: ExecutionProgress, argument: JsonValue) -> JsonObject:
     """Pause."""
     with _refusals():
         given = _object(argument, _PAUSE)
-        progress.check_pause()
-    progress.pause(_text(given, "by"), _text(given, "reason"), workflow.now())
+        progress.operators.check_pause()
+    progress.operators.pause(_text(given, "by"), _text(given, "reason"), workflow.now())
     return {"status": "paused"}
 
 
@@ -87,15 +87,15 @@ def check_resume(progress: ExecutionProgress | None, argument: JsonValue) -> Non
     with _refusals():
         _object(argument, _PAUSE)
         if progress is not None:
-            progress.check_resume()
+            progress.operators.check_resume()
 
 
 def resume(progress: ExecutionProgress, argument: JsonValue) -> JsonObject:
     """Resume."""
     with _refusals():
         given = _object(argument, _PAUSE)
-        progress.check_resume()
-    progress.resume(_text(given, "by"), workflow.now())
+        progress.operators.check_resume()
+    progress.operators.resume(_text(given, "by"), workflow.now())
     return {"status": progress.status.value}
 
 
@@ -104,13 +104,15 @@ def _gate(progress: ExecutionProgress, given: JsonObject, answer: str | None) ->
     if answer is not None and gate_id is None:
         gate_id = progress.gates.find_only(answer).record.gate_id
     with workflow.unsafe.imports_passed_through():
-        return progress.check_answer(gate_id, answer or given.get("answer"), given.get("data"), given.get("by"))
+        return progress.operators.check_answer(
+            gate_id, answer or given.get("answer"), given.get("data"), given.get("by")
+        )
 
 
 def _answered(progress: ExecutionProgress, gate: Gate, answer: str, data: JsonValue, given: JsonObject) -> JsonObject:
     now = workflow.now()
     by = _text(given, "by")
-    progress.answer_gate(gate, answer, data, by, now)
+    progress.operators.answer_gate(gate, answer, data, by, now)
     return {"gate_id": gate.record.gate_id, "answer": answer, "by": by, "at": format_instant(now)}
 
 

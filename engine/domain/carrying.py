@@ -157,11 +157,7 @@ def carry(progress: ExecutionProgress) -> CarriedState:
         queued=[step for ones in following.queued.values() for step in ones],
         queued_after={after: [step.id for step in ones] for after, ones in following.queued.items()},
         units=[*(_carried_unit(unit, "call", None) for unit in work.again), *_waiting_units(progress)],
-        items=[
-            _carried_items(step.id, state.items, state)
-            for step in all_steps
-            if step.id in open_ids and (state := progress.steps[step.id]).items is not None and state.items is not None
-        ],
+        items=_open_items(progress, [step.id for step in all_steps if step.id in open_ids]),
         gates=progress.gates.carry(),
         paused=progress.is_paused,
         calls=progress.budget.calls,
@@ -169,6 +165,15 @@ def carry(progress: ExecutionProgress) -> CarriedState:
         breaches=progress.budget.breaches,
         ending=_carried_ending(progress),
     )
+
+
+def _open_items(progress: ExecutionProgress, step_ids: list[str]) -> list[CarriedItems]:
+    found: list[CarriedItems] = []
+    for step_id in step_ids:
+        state = progress.steps[step_id]
+        if state.items is not None:
+            found.append(_carried_items(step_id, state.items, state))
+    return found
 
 
 def _waiting_units(progress: ExecutionProgress) -> list[CarriedUnit]:
@@ -282,7 +287,7 @@ def restore(progress: ExecutionProgress, carried: CarriedState) -> None:
         progress.cleanup.frontier.restart()
     for items in carried.items:
         progress.frontier_of(progress.plan_steps[items.step_id]).push(items.step_id)
-    progress.tell_status()
+    progress.news.tell_status()
 
 
 def _restore_added(progress: ExecutionProgress, carried: CarriedState) -> None:

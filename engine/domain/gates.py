@@ -110,7 +110,7 @@ class Gates:
             raise InvalidInputError(f"by must be a text of at most {MAX_BY_CHARS} characters", {"path": "by"})
         gate = self._gates.get(gate_id)
         if gate is None:
-            known: list[JsonValue] = [gate.record.gate_id for gate in self.open_gates][:20]
+            known: list[JsonValue] = [gate.record.gate_id for gate in self.open_gates[:20]]
             raise InvalidInputError(
                 f"There is no gate {gate_id[:200]}; open are: {', '.join(map(str, known)) or 'none'}",
                 {"path": "gate_id", "open": known},
@@ -146,7 +146,7 @@ class Gates:
         if not found:
             raise ConflictError(f"No gate is open that takes the answer {answer}", {"answer": answer})
         if len(found) > 1:
-            ids: list[JsonValue] = [gate.record.gate_id for gate in found][:20]
+            ids: list[JsonValue] = [gate.record.gate_id for gate in found[:20]]
             raise InvalidInputError(
                 f"{len(found)} gates are open; say which with gate_id: {', '.join(map(str, ids))}",
                 {"path": "gate_id", "open": ids},

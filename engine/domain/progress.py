@@ -24,36 +24,34 @@ from engine.domain.execution import (
     BudgetLimits,
     Cancellation,
     ErrorPayload,
-    Event,
     ExecutionStatus,
     ExecutionWarning,
     StepRecord,
     StepStatus,
     Usage,
     Value,
-    micros,
 )
 from engine.domain.expressions import MissingPathError, compile_template, json_size
 from engine.domain.following import Following
 from engine.domain.frontier import Frontier
-from engine.domain.gate import Transition
 from engine.domain.gates import Gates
 from engine.domain.item_work import ItemWork
 from engine.domain.messages import MAX_SENT_DECISIONS_BYTES, AgentCallInput, CallInput, ClosingCall
+from engine.domain.news import News
 from engine.domain.operands import call_input, missing_path
+from engine.domain.operating import OperatorEvents
 from engine.domain.plan import output_of
 from engine.domain.plan_values import PlanValues
+from engine.domain.spending import Spending
 from engine.domain.step_state import StepState, Unit
 from engine.domain.unit_work import UnitWork
-from engine.errors import ConflictError, ErrorCode, InvalidInputError
+from engine.errors import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     from engine.domain.actions import Action
-    from engine.domain.gates import Gate
-    from engine.domain.json import JsonValue
     from engine.domain.messages import ChildResult, ComputeInput, SettledStep, StepOutcome
     from engine.domain.plan import ExecutionPlan, PlanStep
 
@@ -65,7 +63,6 @@ MAX_CLOSING_STEPS: Final = 100
 """A longer list of steps would cost more in history than a ``finalize`` does in time."""
 MAX_WARNING_CHARS: Final = 300
 MAX_WARNINGS: Final = 200
-BUDGET_GATE: Final = "execution:budget"
 _UNMEASURED_CALLS: Final = MAX_WINDOW_BYTES // (256 * 1024) - 1
 
 
@@ -96,8 +93,6 @@ class ExecutionProgress:
         self.recorded_output: Value | None = None
         """The execution's output, when the last call recorded the end."""
         self.is_paused = False
-        self.events: list[Event] = []
-        """Of the execution itself, not yet told."""
         self.values = PlanValues(plan, execution_input, facts.execution_id, facts.started_at, self.steps)
         self.main = Frontier(plan.steps, self.steps)
         self.cleanup: Cleanup | None = None
@@ -114,7 +109,9 @@ class ExecutionProgress:
         )
         self.work.warnings.extend(plan.warnings)
         self.items = ItemWork(self)
-        self._told_status = ExecutionStatus.RUNNING
+        self.operators = OperatorEvents(self)
+        self.spending = Spending(self)
+        self.news = News(self)
         self._is_stopped = False
         self.due: list[Action] = []
         """What events have asked for outside of ``next_actions``."""
@@ -267,71 +264,6 @@ class ExecutionProgress:
                 ),
             )
 
-    # What operators do. Each ``check_`` raises before anything has changed.
-
-    def check_pause(self) -> None:
-        """Raises: ConflictError: it is paused, or over."""
-        self._check_open()
-        if self.is_paused:
-            raise ConflictError("The execution is paused already", {"status": "paused"})
-
-    def pause(self, by: str | None, reason: str | None, now: datetime) -> None:
-        """Start nothing new; what runs ends."""
-        self.is_paused = True
-        self.events.append(Event.at_instant("execution.paused", now, by=by, reason=reason))
-
-    def check_resume(self) -> None:
-        """Raises: ConflictError: it is not paused, or over."""
-        self._check_open()
-        if not self.is_paused:
-            raise ConflictError("The execution is not paused", {"status": self.status.value})
-
-    def resume(self, by: str | None, now: datetime) -> None:
-        """Go on."""
-        self.is_paused = False
-        self.events.append(Event.at_instant("execution.resumed", now, by=by))
-
-    def check_answer(self, gate_id: JsonValue, answer: JsonValue, data: JsonValue, by: JsonValue) -> Gate:
-        """Return the gate that an answer is for; raises as ``Gates.check``."""
-        gate = self.gates.check(gate_id, answer, data, by)
-        self._check_open()
-        if gate.record.kind == "budget" and answer == "continue":
-            _check_grant(data)
-        return gate
-
-    def answer_gate(self, gate: Gate, answer: str, data: JsonValue, by: str | None, now: datetime) -> None:
-        """Take an answer that was checked."""
-        self.gates.answer(gate, answer, data, by, now)
-        self._close_failed(gate, now)
-        match gate.record.kind:
-            case "approval":
-                self.work.waits.answer_approval(gate, answer, data, by, now)
-            case "ask":
-                self._answer_ask(gate, answer, data, by, now)
-            case "budget":
-                self._answer_budget(answer, data, by, now)
-        self.end_when_idle()
-
-    def check_ask(self, step_id: JsonValue) -> Gate:
-        """Return the gate of a failed step.
-
-        Raises:
-            InvalidInputError: there is no such step.
-            ConflictError: it has not failed, or does not wait for an operator.
-        """
-        if not isinstance(step_id, str) or step_id not in self.steps:
-            known: list[JsonValue] = list(self.steps)[:50]
-            raise InvalidInputError(f"There is no step {str(step_id)[:80]}", {"path": "step_id", "known": known})
-        self._check_open()
-        gate = self.gates.find_ask(step_id)
-        if gate is None:
-            status = self.steps[step_id].status.value
-            raise ConflictError(
-                f"Step {step_id} is {status} and waits for no operator; on_error: ask makes a failed step wait",
-                {"step_id": step_id, "status": status},
-            )
-        return gate
-
     # What it leaves.
 
     def output_input(self) -> CallInput:
@@ -371,44 +303,6 @@ class ExecutionProgress:
             if size_bytes > MAX_SENT_DECISIONS_BYTES:
                 return True
         return False
-
-    def take_events(self) -> list[Event]:
-        """Hand over what was not told of the execution itself."""
-        events, self.events = [*self.gates.events, *self.events], []
-        self.gates.events = []
-        return sorted(events, key=lambda event: event.id)
-
-    @property
-    def has_transition(self) -> bool:
-        """Whether something has changed that no agent's call records."""
-        if self.ending is None and self.status is not self._told_status:
-            return True
-        # What waits for siblings to end has no call that would take its record along.
-        is_held_up = self.failing is not None and self.ending is None and bool(self.decided)
-        return bool(self.gates.changed or self.work.waiting or is_held_up)
-
-    def take_transition(self, now: datetime) -> Transition:
-        """Hand over what has changed beside agents' calls."""
-        status = self.status
-        told, self._told_status = self._told_status, status
-        if status is not told and status is ExecutionStatus.WAITING:
-            self.events.append(Event.at_instant("execution.waiting", now))
-        gates, self.gates.changed = list(self.gates.changed.values()), {}
-        waiting, self.work.waiting = self.work.waiting, []
-        return Transition(
-            execution_id=self.facts.execution_id,
-            run_id=self.facts.run_id,
-            run_started_at=self.facts.owned_since(now),
-            token=micros(now),
-            status=status if status is not told and self.ending is None else None,
-            events=self.take_events(),
-            gates=gates,
-            steps=[*self.take_some_decided(), *waiting] if self.decided else waiting,
-        )
-
-    def tell_status(self) -> None:
-        """The run before has told of the status that this one begins with."""
-        self._told_status = self.status
 
     def carry(self) -> CarriedState:
         """What a run that continues this one as new needs; call it only when nothing is scheduled."""
@@ -460,17 +354,12 @@ class ExecutionProgress:
     def closing_call(self, unit: Unit) -> ClosingCall | None:
         """The end that this step's success is, when it is the last one and nothing is left to be worked out."""
         step, plan = unit.step, self.plan
-        is_last = self.main.unsettled == 1 and plan.output == output_of(step.id)
-        has_more = step.repeat or step.foreach or step.follows or plan.final_steps or self.failing or self.events
-        is_told = self._told_status is ExecutionStatus.RUNNING and not self.gates.changed and not self.gates.events
-        if not is_last or has_more or not is_told or len(plan.steps) > MAX_CLOSING_STEPS or self.ending is not None:
+        is_last = self.main.unsettled == 1 and plan.output == output_of(step.id) and self.goes_on
+        has_more = step.repeat or step.foreach or step.follows or plan.final_steps
+        if not is_last or has_more or not self.news.is_quiet or len(plan.steps) > MAX_CLOSING_STEPS:
             return None
-        return ClosingCall(
-            plan_hash=self.facts.plan_hash,
-            step_ids=self.step_ids,
-            usage=self.usage,
-            warnings=self.warnings,
-        )
+        ids = self.step_ids
+        return ClosingCall(plan_hash=self.facts.plan_hash, step_ids=ids, usage=self.usage, warnings=self.warnings)
 
     # Inside: dispatching.
 
@@ -481,12 +370,7 @@ class ExecutionProgress:
 
     @property
     def _may_call(self) -> bool:
-        return self.ending is None and not self.is_paused and not self._is_held
-
-    @property
-    def _is_held(self) -> bool:
-        """Whether the budget is spent, and somebody is asked."""
-        return any(gate.record.kind == "budget" for gate in self.gates.open_gates) if self.budget.breaches else False
+        return self.ending is None and not self.is_paused and not self.spending.is_held
 
     @property
     def _has_due_call(self) -> bool:
@@ -515,7 +399,7 @@ class ExecutionProgress:
 
     def begin(self, unit: Unit, now: datetime) -> Action | None:
         """Make a unit's next call, unless the budget is spent; None when it needs none."""
-        if self.cleanup is None and unit.step.type in ("agent", "workflow") and self._is_spent(unit, now):
+        if self.cleanup is None and unit.step.type in ("agent", "workflow") and self.spending.keeps_from(unit, now):
             return None
         action = self.work.begin(unit, now)
         self.end_when_idle()
@@ -564,17 +448,18 @@ class ExecutionProgress:
         if cleanup is not None and self._owned_by_cleanup(Unit(step, state)):
             cleanup.frontier.settle(step.id)
             return
-        if step.follows and not has_failed and state.status is not StepStatus.SKIPPED and self._goes_on:
+        if step.follows and not has_failed and state.status is not StepStatus.SKIPPED and self.goes_on:
             self.follow(step, state, now)
         following = self.following.next_after(step.id)
-        if following is not None and self._goes_on:
+        if following is not None and self.goes_on:
             self.add_step(following)
         self.main.settle(step.id)
-        if self.main.unsettled == 0 and self._goes_on and not has_failed:
+        if self.main.unsettled == 0 and self.goes_on and not has_failed:
             self.ending = Ending(ExecutionStatus.COMPLETED)
 
     @property
-    def _goes_on(self) -> bool:
+    def goes_on(self) -> bool:
+        """Whether no end is in sight."""
         return self.ending is None and self.failing is None
 
     def follow(self, step: PlanStep, state: StepState, now: datetime) -> None:
@@ -584,7 +469,7 @@ class ExecutionProgress:
         except TooLargeToDecideError as error:
             self.warn("handoff_undecided", f"The handoffs from step {step.id} were not followed: {error}", step)
             return
-        self.events += told
+        self.news.events += told
         for following in begun:
             self.add_step(following)
 
@@ -596,7 +481,7 @@ class ExecutionProgress:
     def _fail_step(self, unit: Unit, now: datetime) -> None:
         step, state = unit.step, unit.state
         error = state.error
-        if error is not None and self._goes_on and step.on_error == "ask":
+        if error is not None and self.goes_on and step.on_error == "ask":
             state.status = StepStatus.WAITING
             question = f"Step {step.name} has failed: {error.message} Retry it, skip it with an output, or fail?"
             failed = self.decided.pop()
@@ -607,12 +492,13 @@ class ExecutionProgress:
             state.is_continued = True
             self.admissions.must_join = True
             self.warn("step_failed", f"Step {step.id} failed, and the execution went on: {error.message}", step)
-        self._give_up(unit, now)
+        self.give_up(unit, now)
 
-    def _give_up(self, unit: Unit, now: datetime) -> None:
+    def give_up(self, unit: Unit, now: datetime) -> None:
+        """A step has failed, and nothing takes its place."""
         step, state = unit.step, unit.state
         self.settle(step, now, has_failed=not state.is_continued)
-        if state.error is None or not self._goes_on or state.is_continued:
+        if state.error is None or not self.goes_on or state.is_continued:
             return
         ending = Ending(
             ExecutionStatus.FAILED,
@@ -622,9 +508,9 @@ class ExecutionProgress:
                 details=state.error.details,
             ),
         )
-        self._end_failed(ending, now)
+        self.end_failed(ending, now)
 
-    def _end_failed(self, ending: Ending, now: datetime) -> None:
+    def end_failed(self, ending: Ending, now: datetime) -> None:
         """The execution fails, at once or when what runs has ended."""
         if self.plan.on_failure == "cancel":
             self.ending = ending
@@ -633,75 +519,11 @@ class ExecutionProgress:
         self.close_waiting(now)
         self.end_when_idle()
 
-    def _answer_ask(self, gate: Gate, answer: str, data: JsonValue, by: str | None, now: datetime) -> None:
-        unit = gate.unit
-        if unit is None:
-            return
-        if answer == "retry":
-            self._retry(unit)
-        elif answer == "skip":
-            output = data.get("output") if isinstance(data, dict) and "output" in data else data
-            self.work.supply(unit, output, by, now)
-            self.admissions.must_join = True
-            self.settle(unit.step, now)
-        else:
-            unit.state.status = StepStatus.FAILED
-            self._give_up(unit, now)
-
-    def _close_failed(self, gate: Gate, now: datetime) -> None:
-        """The failed step of a gate waits no longer: its record says again that it has failed."""
-        if gate.failed is not None:
-            self.decided.append(gate.failed.model_copy(update={"token": micros(now)}))
-            gate.failed = None
-
-    def _retry(self, unit: Unit) -> None:
-        state = unit.state
-        items = state.items
-        if items is None or not items.failed:
-            self.work.retry(unit)
-            return
-        items.again = sorted(items.failed)
-        items.failed.clear()
-        items.error = state.error = None
-        state.n += 1
-        state.status = StepStatus.RUNNING
-        self.main.push(unit.step_id)
-
     def end_when_idle(self) -> None:
         """With ``finish``, what ran has ended: so does the execution."""
         is_idle = not self.work.running and not self.work.again and not self.work.resumed
         if self.failing is not None and self.ending is None and is_idle:
             self.ending = self.failing
-
-    def _is_spent(self, unit: Unit, now: datetime) -> bool:
-        """Whether the budget keeps a call from being made; then the run ends with what is paid for, or asks."""
-        breach = self.budget.breach(self.usage, self.work.agent_calls, now)
-        if breach is None:
-            return False
-        self.work.again.appendleft(unit)
-        if self.failing is not None:
-            self.work.again.clear()
-            self._abandon(unit, now)
-            return True
-        self.budget.breaches += 1
-        self.events.append(Event.at_instant("budget.exceeded", now, BUDGET_GATE, unit.step_id, **breach))
-        said = f"The budget of {breach['allowed']:g} {breach['limit']} is spent ({breach['used']:g})"
-        limits = self.budget.limits
-        if limits is not None and limits.on_breach == "ask":
-            self.gates.open_budget(f"{BUDGET_GATE}.{self.budget.breaches}", f"{said}. Go on?", now)
-            return True
-        self._fail_budget(ErrorPayload(code=ErrorCode.BUDGET_EXCEEDED, message=said, details=breach), now)
-        return True
-
-    def _fail_budget(self, error: ErrorPayload, now: datetime) -> None:
-        self._end_failed(Ending(ExecutionStatus.FAILED, error), now)
-
-    def _answer_budget(self, answer: str, data: JsonValue, by: str | None, now: datetime) -> None:
-        if answer == "continue":
-            self.budget.grant(data if isinstance(data, dict) and data else None)
-        elif self._goes_on:
-            message = f"The budget was spent, and {by or 'an operator'} said to fail"
-            self._fail_budget(ErrorPayload(code=ErrorCode.BUDGET_EXCEEDED, message=message), now)
 
     # Inside: clean-up.
 
@@ -730,16 +552,16 @@ class ExecutionProgress:
         work.timers.clear()
         for gate in self.gates.open_gates:
             self.gates.close(gate, now)
-            self._close_failed(gate, now)
+            self.operators.close_failed(gate, now)
             if gate.unit is not None and gate.unit not in waiting:
                 waiting.append(gate.unit)
         for unit in waiting:
-            self._abandon(unit, now)
+            self.abandon(unit, now)
         for step_id, state in self.steps.items():
             if state.items is not None and state.is_open and not state.items.open:
                 work.cancel(Unit(self.plan_steps[step_id], state), None, now)
 
-    def _abandon(self, unit: Unit, now: datetime) -> None:
+    def abandon(self, unit: Unit, now: datetime) -> None:
         """A unit does not go on; one that was never called has not begun."""
         if unit.state.n == 0 and unit.item is None:
             unit.state.status = StepStatus.PENDING
@@ -765,27 +587,8 @@ class ExecutionProgress:
             self.due.append(action)
         self.end_when_idle()
 
-    def _check_open(self) -> None:
-        if self.ending is not None:
-            raise ConflictError("The execution is ending; nothing can be changed any more", {"status": "ending"})
-
     def warn(self, code: str, message: str, step: PlanStep | None) -> None:
         """Add a warning, cut to a size, unless there are very many."""
         if len(self.warnings) < MAX_WARNINGS:
             text = message if len(message) <= MAX_WARNING_CHARS else message[: MAX_WARNING_CHARS - 1] + "…"
             self.warnings.append(ExecutionWarning(code=code, message=text, step_id=step and step.id))
-
-
-def _check_grant(data: JsonValue) -> None:
-    allowed = ("tokens", "usd", "agent_calls", "seconds")
-    if data is None:
-        return
-    is_right = isinstance(data, dict) and all(
-        key in allowed and isinstance(amount, (int, float)) and not isinstance(amount, bool) and amount > 0
-        for key, amount in data.items()
-    )
-    if not is_right:
-        raise InvalidInputError(
-            f"The data of continue are amounts to add: an object of {', '.join(allowed)} to numbers over 0",
-            {"path": "data"},
-        )

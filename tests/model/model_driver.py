@@ -154,7 +154,7 @@ class Driver:
             self.start(action)
         for address in progress.take_cancelled():
             self.stop(address)
-        while progress.has_transition:
+        while progress.news.has_transition:
             self.transition()
         if not any(isinstance(action, ComputeValue) for action in self.active.values()):
             self.note("quiet")
@@ -168,7 +168,7 @@ class Driver:
             self.act()
 
     def transition(self) -> None:
-        taken = self.progress.take_transition(self.now)
+        taken = self.progress.news.take_transition(self.now)
         self.run.events += taken.events
         self.keep(taken.steps)
         for gate in taken.gates:
@@ -183,7 +183,7 @@ class Driver:
     def finish(self) -> Run:
         self.run.progress = self.progress
         self.keep(self.progress.take_decided())
-        self.run.events += self.progress.take_events()
+        self.run.events += self.progress.news.take_events()
         ending = self.progress.ending
         if ending is not None and ending.status.value == "completed":
             self.run.output = self.output()
@@ -415,20 +415,20 @@ class Driver:
             return
         self.retries += end.answer in ("retry", "continue")
         self.note("answered", gate_id, answer=end.answer, data=end.data, by=end.by)
-        checked = self.progress.check_answer(gate_id, end.answer, end.data, end.by)
-        self.progress.answer_gate(checked, end.answer, end.data, end.by, self.now)
+        checked = self.progress.operators.check_answer(gate_id, end.answer, end.data, end.by)
+        self.progress.operators.answer_gate(checked, end.answer, end.data, end.by, self.now)
 
     def pause(self) -> None:
         if self.progress.ending is None:
             self.note("paused")
-            self.progress.check_pause()
-            self.progress.pause("ann", None, self.now)
+            self.progress.operators.check_pause()
+            self.progress.operators.pause("ann", None, self.now)
 
     def resume(self) -> None:
         if self.progress.is_paused and self.progress.ending is None:
             self.note("resumed")
-            self.progress.check_resume()
-            self.progress.resume("ann", self.now)
+            self.progress.operators.check_resume()
+            self.progress.operators.resume("ann", self.now)
 
     def cancel(self) -> None:
         self.note("cancelled")
@@ -447,7 +447,7 @@ class Driver:
 
     def carry(self) -> None:
         progress = self.progress
-        self.run.events += progress.take_events()
+        self.run.events += progress.news.take_events()
         self.keep(progress.take_decided())
         wire = CarriedState.model_validate_json(progress.carry().model_dump_json())
         self.runs += 1

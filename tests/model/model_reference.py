@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from engine.domain.conditions import parse_condition, parse_trigger
@@ -142,7 +142,7 @@ class Reference(StepWork):
 
     @property
     def is_held(self) -> bool:
-        return self.part == "main" and (self.is_paused or self.is_draining)
+        return self.part == "main" and (self.is_paused or self.is_draining or self.has_open_budget)
 
     def is_stopped(self, want: Want) -> bool:
         """Whether something will never be started."""
@@ -171,6 +171,11 @@ class Reference(StepWork):
         except MissingPathError as error:
             want.resume(invalid(f"{error.path.text}", want.address))
             return True
+        if want.kind == "timer":
+            want.until = want.until or self.now + timedelta(seconds=want.seconds or 0)
+            if want.until <= self.now:
+                want.resume(Reply(None))
+                return True
         self.expected[want.address] = want
         return True
 

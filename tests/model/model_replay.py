@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from tests.model.model_reference import Reference
@@ -77,8 +78,9 @@ class Replay(Reference):
         if not found:
             raise DisagreementError(f"gate {entry.address} is opened, and should not be")
         want = found[0]
-        if want.until != entry.due_at:
-            raise DisagreementError(f"gate {entry.address} expires at {entry.due_at}, and should at {want.until}")
+        until = None if want.seconds is None else entry.at + timedelta(seconds=want.seconds)
+        if until != entry.due_at:
+            raise DisagreementError(f"gate {entry.address} expires at {entry.due_at}, and should at {until}")
         del self.expected[want.address]
         self.flight[f"gate {entry.address}"] = want
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from engine.domain.conditions import parse_condition
@@ -139,13 +139,13 @@ class StepWork:
     def escalate(self, step: dict[str, Any], item: int | None, roots: dict[str, Any], failure: Failure) -> Steps:
         if failure.kind not in ("agent", "timeout") or self.part_of(step["id"]) != "main":
             return failure
-        events = ["failure", *(["timeout"] * (failure.reason == "timeout"))]
-        error = {"code": failure.code, "message": failure.message, "reason": failure.reason}
         end: Any = failure
         for handoff in self.handoffs:
             key = (step["id"], item, f"h{handoff['number']}")
             if handoff["source"] != step["agent_id"] or is_passing(handoff) or key in self.escalated:
                 continue
+            events = ["failure", *(["timeout"] * (end.reason == "timeout"))]
+            error = {"code": end.code, "message": end.message, "reason": end.reason}
             taken = self.fires(handoff, events, ["failure"], {"error": error})
             self.lines.add((f"h{handoff['number']}", step["id"], step["id"], taken))
             if not taken:
@@ -209,12 +209,10 @@ class StepWork:
         seconds = spec.get("seconds", 0)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
             return invalid("no number", address)
-        until = datetime.fromisoformat(spec["until"]) if "until" in spec else self.now + timedelta(seconds=seconds)
-        if until > self.now:
-            end = yield Want("timer", step["id"], address, until=until)
-            if end is STOP:
-                return STOP
-        return Reply({"waited_until": instant(until)})
+        until = datetime.fromisoformat(spec["until"]) if "until" in spec else None
+        want = Want("timer", step["id"], address, until=until, seconds=seconds)
+        end = yield want
+        return STOP if end is STOP else Reply({"waited_until": instant(want.until)})
 
     def approval(self, step: dict[str, Any]) -> Steps:
         spec = step["approval"]
@@ -224,10 +222,14 @@ class StepWork:
                 self.resolve(spec["question"], step["id"])
             except MissingPathError as error:
                 return invalid(error.path.text, address)
-            timeout = spec.get("timeout")
-            until = None if timeout is None else self.now + timedelta(seconds=timeout)
             self.status[step["id"]] = "waiting"
-            gate = Want("gate", step["id"], address, until=until, allowed=spec.get("allowed", ["approve", "reject"]))
+            gate = Want(
+                "gate",
+                step["id"],
+                address,
+                seconds=spec.get("timeout"),
+                allowed=spec.get("allowed", ["approve", "reject"]),
+            )
             end = yield gate
             if end is STOP:
                 return STOP

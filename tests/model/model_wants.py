@@ -71,6 +71,8 @@ class Want:
     make_input: Callable[[], Any] = lambda: None
     input: Any = None
     until: datetime | None = None
+    """When a timer fires; None: ``seconds`` after it was started."""
+    seconds: float | None = None
     allowed: list[str] = field(default_factory=list[str])
     goes_on: bool = False
     """A fallback or an escalation: runs also while an execution that has failed may finish."""
