@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final, cast
 
+import psutil
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
@@ -77,9 +78,16 @@ class ShapeFigures:
     """What a side showed of a shape, an entry for each pass."""
 
     seconds: list[float] = field(default_factory=list[float])
-    cpu_seconds: list[float] = field(default_factory=list[float])
+    cpu_ms_a_call: list[float] = field(default_factory=list[float])
     """Of the side's process: worker, client, and our stores."""
+    server_cpu_ms_a_call: list[float] = field(default_factory=list[float])
+    record_writes_a_call: list[float] = field(default_factory=list[float])
+    """Ours alone; empty by hand."""
     histories: list[RunsHistory] = field(default_factory=list[RunsHistory])
+
+    def cpu_ms(self) -> float:
+        """Processor time of a call, the side's and the server's, in the median pass."""
+        return median(one + other for one, other in zip(self.cpu_ms_a_call, self.server_cpu_ms_a_call, strict=True))
 
     def middle(self, read: Callable[[RunsHistory], float]) -> float:
         """The median of something that its histories have."""
@@ -116,6 +124,7 @@ async def _measure(folder: Path, passes: int, shapes: list[str]) -> tuple[Figure
     async with AsyncExitStack() as closing:
         server = await acquire_dev_server(folder / "server")
         closing.push_async_callback(server.aclose)
+        process = next(one for one in psutil.Process().children(recursive=True) if one.name().startswith("temporal"))
         sides = [
             await Child.start(HAND_WRITTEN, "benchmarks.hand_written", server.address, json.dumps(worker_figures())),
             await Child.start(ENGINE, "benchmarks.engine_side", server.address, str(folder / "engine"), "script"),
@@ -128,15 +137,21 @@ async def _measure(folder: Path, passes: int, shapes: list[str]) -> tuple[Figure
         for number in range(passes):
             for shape in shapes:
                 for side in sides if number % 2 else reversed(sides):
-                    await _run(client, side, shape, figures[side.name][shape])
+                    await _run(client, process, side, shape, figures[side.name][shape])
             print(f"pass {number + 1} of {passes} done, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
         return figures, server.version
 
 
-async def _run(client: Client, side: Child, shape: str, figures: ShapeFigures) -> None:
+async def _run(client: Client, server: psutil.Process, side: Child, shape: str, figures: ShapeFigures) -> None:
+    before = server.cpu_times()
     answer = await side.run(shape, 1)
+    after = server.cpu_times()
+    server_seconds = after.user + after.system - before.user - before.system
+    figures.server_cpu_ms_a_call.append(server_seconds * 1000 / FLOW_SHAPES[shape].calls)
     figures.seconds.append(cast("list[float]", answer["latencies_ms"])[0] / 1000)
-    figures.cpu_seconds.append(cast("float", answer["cpu_ms"]) / 1000)
+    figures.cpu_ms_a_call.append(cast("float", answer["cpu_ms_a_step"]))
+    counts = cast("dict[str, float]", answer["counts_a_step"])
+    figures.record_writes_a_call += [count for name, count in counts.items() if name == "record writes"]
     execution_id = cast("list[str]", answer["execution_ids"])[0]
     figures.histories.append(RunsHistory.of(await _runs(client, execution_id)))
 
@@ -174,9 +189,11 @@ def _against_hand_written(shape: str, ours: ShapeFigures, theirs: ShapeFigures) 
     all_events = ours.middle(lambda one: one.events) / theirs.middle(lambda one: one.events)
     own_events = ours.middle(_own_events) / theirs.middle(_own_events)
     ratios = [one / other for one, other in zip(ours.seconds, theirs.seconds, strict=True)]
-    spread = f"passes {min(ratios):.2f} to {max(ratios):.2f}"
+    spread = (
+        f"passes {min(ratios):.2f} to {max(ratios):.2f}; CPU with the server's {ours.cpu_ms() / theirs.cpu_ms():.2f}x"
+    )
     return [
-        Bar(f"events, {shape}", all_events, 1.1, "{:.3f}x", note=f"without workflow tasks {own_events:.3f}x"),
+        Bar(f"events, {shape}", own_events, 1.1, "{:.3f}x", note=f"with those of workflow tasks {all_events:.3f}x"),
         Bar(f"time, {shape}", median(ours.seconds) / median(theirs.seconds), 1.3, "{:.2f}x", note=spread),
     ]
 
@@ -184,12 +201,21 @@ def _against_hand_written(shape: str, ours: ShapeFigures, theirs: ShapeFigures) 
 def _flatness(short: str, long: str, ours: dict[str, ShapeFigures], theirs: dict[str, ShapeFigures]) -> list[Bar]:
     by_hand = median(theirs[long].seconds) / median(theirs[short].seconds)
     ratio = median(ours[long].seconds) / median(ours[short].seconds)
-    cpu = median(ours[long].cpu_seconds) / median(ours[short].cpu_seconds)
-    cpu_by_hand = median(theirs[long].cpu_seconds) / median(theirs[short].cpu_seconds)
     return [
         Bar(f"time, {long} against {short}", ratio, 2.2, "{:.2f}x", note=f"by hand {by_hand:.2f}x"),
-        Bar(f"CPU, {long} against {short}", cpu, 2.2, "{:.2f}x", note=f"by hand {cpu_by_hand:.2f}x"),
+        Bar(
+            f"CPU, {long} against {short}",
+            _cpu_ratio(ours, short, long),
+            2.2,
+            "{:.2f}x",
+            note=f"by hand {_cpu_ratio(theirs, short, long):.2f}x",
+        ),
     ]
+
+
+def _cpu_ratio(side: dict[str, ShapeFigures], short: str, long: str) -> float:
+    one, two = (median(side[shape].cpu_ms_a_call) * FLOW_SHAPES[shape].calls for shape in (short, long))
+    return two / one
 
 
 def _own_events(history: RunsHistory) -> float:
@@ -197,14 +223,19 @@ def _own_events(history: RunsHistory) -> float:
 
 
 def _table(figures: Figures) -> str:
-    columns = "time s | CPU s | events | without workflow tasks | repeated tasks | activities | runs | history KB"
-    lines = [f"|  |  | {columns} |", f"| --- | --- |{' --- |' * (columns.count('|') + 1)}"]
+    columns = [
+        *("time s", "CPU ms a call", "the server's", "record writes a call", "events", "without workflow tasks"),
+        *("repeated tasks", "activities", "runs", "history KB"),
+    ]
+    lines = [f"|  |  | {' | '.join(columns)} |", f"| --- | --- |{' --- |' * len(columns)}"]
     for shape in figures[ENGINE]:
         for name, side in figures.items():
             of_shape = side[shape]
             cells = [
                 f"{median(of_shape.seconds):.1f}",
-                f"{median(of_shape.cpu_seconds):.1f}",
+                f"{median(of_shape.cpu_ms_a_call):.2f}",
+                f"{median(of_shape.server_cpu_ms_a_call):.2f}",
+                f"{median(of_shape.record_writes_a_call):.2f}" if of_shape.record_writes_a_call else "-",
                 f"{of_shape.middle(lambda one: one.events):,.0f}",
                 f"{of_shape.middle(_own_events):,.0f}",
                 f"{of_shape.middle(lambda one: one.repeated_tasks):.0f}",

@@ -138,25 +138,23 @@ class Decisions:
         steps: list[JsonObject] = []
         before = "${input.n}"
         for block in range(1, self.blocks + 1):
+            made = f"${{steps.t{block}.output.n}}"
+            value: JsonObject = {"n": f"${{steps.a{block}.output.n}}"}
+            transform: JsonObject = {"id": f"t{block}", "type": "transform", "transform": value}
+            unlikely: JsonObject = {"when": f"steps.t{block}.output.n < 0"}
+            behind: JsonObject = {"depends_on": [f"s{block}"], "join": "settled"}
             steps += [
-                {"id": f"a{block}", "agent_id": ADD_AGENT, "input_mapping": {"n": before}},
-                {"id": f"t{block}", "type": "transform", "transform": {"n": f"${{steps.a{block}.output.n}}"}},
-                {
-                    "id": f"s{block}",
-                    "agent_id": ADD_AGENT,
-                    "when": f"steps.t{block}.output.n < 0",
-                    "input_mapping": {"n": f"${{steps.t{block}.output.n}}"},
-                },
-                {
-                    "id": f"b{block}",
-                    "agent_id": ADD_AGENT,
-                    "depends_on": [f"s{block}"],
-                    "join": "settled",
-                    "input_mapping": {"n": f"${{steps.t{block}.output.n}}"},
-                },
+                _call(f"a{block}", before),
+                transform,
+                {**_call(f"s{block}", made), **unlikely},
+                {**_call(f"b{block}", made), **behind},
             ]
             before = f"${{steps.b{block}.output.n}}"
         return steps
+
+
+def _call(step: str, n: str) -> JsonObject:
+    return {"id": step, "agent_id": ADD_AGENT, "input_mapping": {"n": n}}
 
 
 WINDOW: Final = 500

@@ -66,13 +66,18 @@ async def _obey(side: Side, command: dict[str, str | int], number: Next) -> Json
 async def _run_in_turn(side: Side, shape: Shape, executions: int, number: Next) -> JsonObject:
     latencies: list[JsonValue] = []
     ids: list[JsonValue] = []
-    cpu = _cpu_seconds()
+    counted, cpu = side.counters(), _cpu_seconds()
     for _ in range(executions):
         execution_id, milliseconds = await _run_one(side, shape, number())
         latencies.append(milliseconds)
         ids.append(execution_id)
-    cpu_ms = (_cpu_seconds() - cpu) * 1000 / executions
-    return {"latencies_ms": latencies, "execution_ids": ids, "cpu_ms": cpu_ms}
+    calls = executions * shape.calls
+    return {
+        "latencies_ms": latencies,
+        "execution_ids": ids,
+        "cpu_ms_a_step": (_cpu_seconds() - cpu) * 1000 / calls,
+        "counts_a_step": _counted(side, counted, calls),
+    }
 
 
 async def _run_at_once(side: Side, shape: Shape, executions: int, number: Next) -> JsonObject:
@@ -87,8 +92,12 @@ async def _run_at_once(side: Side, shape: Shape, executions: int, number: Next) 
         "failed": len(faults),
         "faults": [*dict.fromkeys(faults)][:5],
         "cpu_ms_a_step": (_cpu_seconds() - cpu) * 1000 / steps,
-        "counts_a_step": {name: (count - counted[name]) / steps for name, count in side.counters().items()},
+        "counts_a_step": _counted(side, counted, steps),
     }
+
+
+def _counted(side: Side, before: dict[str, int], steps: int) -> JsonObject:
+    return {name: (count - before[name]) / steps for name, count in side.counters().items()}
 
 
 async def _run_one(side: Side, shape: Shape, number: int) -> tuple[str, float]:

@@ -211,7 +211,7 @@ class InterpreterWorkflow(OperatorUpdates):
         if isinstance(result, CallFailure):
             progress.apply_failure(action.address, result, action.call, workflow.now())
         elif isinstance(result, StepOutcome):
-            progress.apply_outcome(action.address, result, action.call)
+            progress.apply_outcome(action.address, result, action.call, workflow.now())
 
     async def _plan(self, arguments: RunArguments) -> tuple[ExecutionPlan, StartEnvelope]:
         envelope = arguments.envelope

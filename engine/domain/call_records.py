@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from engine.domain.execution import (
     BudgetLimits,
+    ErrorPayload,
     Event,
     ExecutionWarning,
     StepKind,
@@ -17,15 +18,18 @@ from engine.domain.execution import (
     micros,
 )
 from engine.domain.ids import call_address
+from engine.errors import ErrorCode
 
 if TYPE_CHECKING:
     from engine.domain.actions import CallFailure
-    from engine.domain.json import JsonValue
+    from engine.domain.json import JsonObject, JsonValue
     from engine.domain.messages import StepOutcome
     from engine.domain.plan import ExecutionPlan
     from engine.domain.step_state import Unit
 
-__all__ = ["CallRecords", "RunFacts"]
+__all__ = ["CallRecords", "RunFacts", "error_of"]
+
+_CODES: Final = {"input": ErrorCode.INVALID_INPUT, "store": ErrorCode.DATABASE_ERROR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,12 @@ class CallRecords:
                 "reason": failure.reason,
                 "usage": failure.usage,
                 "tool_calls": failure.tool_calls,
-                "events": [*before, *(event for event in failure.events if event.id not in told), ended],
+                "events": [
+                    *before,
+                    *self._started(unit),
+                    *(event for event in failure.events if event.id not in told),
+                    ended,
+                ],
             }
         )
 
@@ -121,7 +130,7 @@ class CallRecords:
             update={
                 "status": StepStatus.COMPLETED,
                 "output": output,
-                "events": [*(before or []), completed],
+                "events": [*(before or []), *self._started(unit), completed],
                 "warnings": warnings or [],
                 "child_execution_id": child_execution_id,
             }
@@ -137,10 +146,9 @@ class CallRecords:
         )
 
     def of_waiting(self, unit: Unit, now: datetime, before: list[Event]) -> StepRecord:
-        """Return the record of a step that has begun to wait."""
-        started = self._event(unit, "step.started", now)
+        """Return the record of a step that has begun to wait, or whose child has."""
         return self._record(unit, now).model_copy(
-            update={"status": StepStatus.WAITING, "completed_at": None, "events": [*before, started]}
+            update={"completed_at": None, "events": [*before, *self._started(unit)]}
         )
 
     def blank(self, unit: Unit) -> StepRecord:
@@ -168,6 +176,12 @@ class CallRecords:
             completed_at=now,
         )
 
+    def _started(self, unit: Unit) -> list[Event]:
+        """The beginning of what no agent's call tells of."""
+        at = unit.state.began_at
+        is_told = unit.step.type in ("wait", "workflow", "approval") and at is not None
+        return [self._event(unit, "step.started", at)] if is_told and at is not None else []
+
     def _event(self, unit: Unit, event_type: str, at: datetime, **data: JsonValue) -> Event:
         if unit.item is not None:
             data = {**data, "item": unit.item}
@@ -180,3 +194,19 @@ def _kind(unit: Unit) -> StepKind:
     if unit.step.foreach is not None and unit.item is None:
         return "foreach"
     return unit.step.type
+
+
+def error_of(unit: Unit, failure: CallFailure) -> ErrorPayload:
+    """The error of a unit whose call has failed; its ``details.reason`` says why."""
+    code = failure.reason if failure.kind == "child" else _CODES.get(failure.kind, ErrorCode.AGENT_ERROR)
+    if code not in tuple(ErrorCode):
+        code = ErrorCode.AGENT_ERROR
+    details: JsonObject = {
+        **failure.details,
+        "step_id": unit.step_id,
+        "agent_id": unit.state.agent_id,
+        "reason": "error" if failure.kind == "child" and failure.reason in tuple(ErrorCode) else failure.reason,
+    }
+    if unit.item is not None:
+        details["item"] = unit.item
+    return ErrorPayload(code=code, message=failure.message, details=details)

@@ -53,6 +53,9 @@ class Children:
             return None
         address = work.address(unit)
         work.running[address] = unit
+        if not unit.item:
+            begun = work.records.of_waiting(unit, now, work.events_before(unit, now))
+            work.waiting.append(begun.model_copy(update={"child_execution_id": self.child_id(unit)}))
         return StartChild(
             address=address,
             child_id=self.child_id(unit),

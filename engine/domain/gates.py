@@ -216,7 +216,8 @@ class Gates:
         self._gates[record.gate_id] = gate
         self.changed[record.gate_id] = record
         expires_at = None if record.expires_at is None else format_instant(record.expires_at)
-        self._tell(gate, "gate.opened", now, question=record.question, kind=record.kind, expires_at=expires_at)
+        shown: JsonObject = {"question": record.question, "kind": record.kind, "expires_at": expires_at}
+        self._tell(gate, "gate.opened", now, **shown, allowed=[*record.allowed])
         return gate
 
     def _change(

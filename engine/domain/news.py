@@ -46,7 +46,8 @@ class News:
         progress = self._progress
         is_open = progress.ending is None
         # What waits for siblings to end has no call that would take its record along.
-        is_held_up = is_open and progress.failing is not None and bool(progress.decided)
+        is_late = progress.work.must_tell or progress.failing is not None
+        is_held_up = is_open and is_late and bool(progress.decided)
         has_new_status = is_open and progress.status is not self._told_status
         return has_new_status or is_held_up or bool(progress.gates.changed or progress.work.waiting)
 

@@ -144,8 +144,10 @@ class ExecutionProgress:
 
     @property
     def step_ids(self) -> list[str]:
-        """The plan's steps, and those that the run has added."""
-        return list(self.steps)
+        """The plan's steps and those that the run has added, about in the order in which they run."""
+        ids = dict.fromkeys(step.id for step in self.plan.steps)
+        final = [step.id for step in self.plan.final_steps]
+        return [*ids, *(step_id for step_id in self.steps if step_id not in ids and step_id not in final), *final]
 
     @property
     def has_ready(self) -> bool:
@@ -215,10 +217,12 @@ class ExecutionProgress:
 
     # What happens.
 
-    def apply_outcome(self, address: str, outcome: StepOutcome, sent: AgentCallInput) -> None:
-        """An agent's call has succeeded."""
+    def apply_outcome(
+        self, address: str, outcome: StepOutcome, sent: AgentCallInput, now: datetime | None = None
+    ) -> None:
+        """An agent's call has succeeded; ``now`` is the run's time, by default the call's end."""
         was_open = self.ending is None
-        self.work.outcome(address, outcome, sent, outcome.completed_at)
+        self.work.outcome(address, outcome, sent, now or outcome.completed_at)
         if was_open and self.ending is not None and self.ending.status is ExecutionStatus.COMPLETED:
             self.recorded_output = outcome.output if outcome.closed else None
         self.end_when_idle()
@@ -483,7 +487,8 @@ class ExecutionProgress:
         error = state.error
         if error is not None and self.goes_on and step.on_error == "ask":
             state.status = StepStatus.WAITING
-            question = f"Step {step.name} has failed: {error.message} Retry it, skip it with an output, or fail?"
+            said = error.message.rstrip(". ")
+            question = f"Step {step.name} has failed: {said}. Retry it, skip it with an output, or fail?"
             failed = self.decided.pop()
             self.gates.open_ask(f"{step.id}.{state.n}", unit, question, failed, now)
             self.work.waiting.append(failed.model_copy(update={"status": StepStatus.WAITING, "completed_at": None}))

@@ -43,7 +43,8 @@ class Spending:
         self._progress.work.again.appendleft(unit)
         self._progress.budget.breaches += 1
         self._progress.news.events.append(Event.at_instant("budget.exceeded", now, BUDGET_GATE, unit.step_id, **breach))
-        said = f"The budget of {breach['allowed']:g} {breach['limit']} is spent ({breach['used']:g})"
+        spent = str(breach["limit"]).replace("_", " ")
+        said = f"The budget of {breach['allowed']:g} {spent} is spent ({breach['used']:g})"
         limits = self._progress.budget.limits
         if limits is not None and limits.on_breach == "ask":
             self._progress.gates.open_budget(f"{BUDGET_GATE}.{self._progress.budget.breaches}", f"{said}. Go on?", now)

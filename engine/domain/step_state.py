@@ -31,6 +31,8 @@ class StepState:
     attempts: int = 0
     resumes: int = 0
     started_at: datetime | None = None
+    began_at: datetime | None = None
+    """When its latest call began."""
     completed_at: datetime | None = None
     output: Value | None = None
     """Of the step; while it repeats, of the turn before."""

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
 from engine.domain.actions import CallFailure, ComputeValue, InvokeAgent
+from engine.domain.call_records import error_of
 from engine.domain.children import Children
 from engine.domain.decisions import ReplyScope, TooLargeToDecideError, holds
 from engine.domain.execution import ErrorPayload, ExecutionWarning, StepRecord, StepStatus, Usage, Value
@@ -55,7 +56,6 @@ TOLD_WAIT: Final = timedelta(seconds=5)
 """A shorter wait is not told before it is over."""
 MAX_QUESTION_BYTES: Final = 16 * 1024
 EXPIRES: Final = ":expires"
-_CODES: Final = {"input": ErrorCode.INVALID_INPUT, "store": ErrorCode.DATABASE_ERROR}
 
 
 class UnitListener(Protocol):
@@ -124,6 +124,8 @@ class UnitWork:
         self.decided: list[StepRecord] = []
         self.waiting: list[StepRecord] = []
         self.warnings: list[ExecutionWarning] = []
+        self.must_tell = False
+        """Something has ended that people look for, and whose record waits for a call to take it along."""
         self.usage = Usage()
         self.agent_calls = 0
         """Scheduled calls of agents."""
@@ -148,6 +150,7 @@ class UnitWork:
         state.resumes = 0
         state.status = StepStatus.RUNNING
         state.started_at = state.started_at or now
+        state.began_at = now
         try:
             match step.type:
                 case "agent":
@@ -353,7 +356,7 @@ class UnitWork:
         state = unit.state
         state.status = StepStatus.FAILED
         state.completed_at = now
-        state.error = _error_of(unit, failure)
+        state.error = error_of(unit, failure)
         try:
             choice, told = next_agent(unit, failure, self.values, now)
         except TooLargeToDecideError as error:
@@ -367,6 +370,7 @@ class UnitWork:
             self.again.append(unit)
             return
         self.decided.append(self.records.of_failure(unit, failure, now, "step.failed", before))
+        self.must_tell = self.must_tell or unit.item is None
         self.listener.unit_failed(unit, now)
 
     def fail_items(self, unit: Unit, error: ErrorPayload, now: datetime) -> None:
@@ -423,6 +427,7 @@ class UnitWork:
                 break
             count += 1
         taken, self.decided = self.decided[:count], self.decided[count:]
+        self.must_tell = self.must_tell and bool(self.decided)
         return taken
 
     def events_before(self, unit: Unit, now: datetime) -> list[Event]:
@@ -433,18 +438,3 @@ class UnitWork:
     def address(self, unit: Unit) -> str:
         """Of the unit's current call."""
         return call_address(unit.step_id, unit.item, unit.state.n)
-
-
-def _error_of(unit: Unit, failure: CallFailure) -> ErrorPayload:
-    code = failure.reason if failure.kind == "child" else _CODES.get(failure.kind, ErrorCode.AGENT_ERROR)
-    if code not in tuple(ErrorCode):
-        code = ErrorCode.AGENT_ERROR
-    details: JsonObject = {
-        **failure.details,
-        "step_id": unit.step_id,
-        "agent_id": unit.state.agent_id,
-        "reason": "error" if failure.kind == "child" and failure.reason in tuple(ErrorCode) else failure.reason,
-    }
-    if unit.item is not None:
-        details["item"] = unit.item
-    return ErrorPayload(code=code, message=failure.message, details=details)

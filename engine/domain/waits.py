@@ -103,6 +103,7 @@ class Waits:
             return None
         gate = work.gates.find(address.removesuffix(EXPIRES)) if address.endswith(EXPIRES) else None
         if gate is None:
+            work.must_tell = True
             work.complete_value(unit, unit.state.output or Value(), now)
             return None
         return self._expire(gate, unit, now)
@@ -123,6 +124,7 @@ class Waits:
             before = work.events_before(unit, now)
             work.decided.append(work.records.of_failure(unit, failure, now, "step.fell_back", before))
             unit.state.n += 1
+            unit.state.began_at = now
             return self.ask(unit, now, escalated=True)
         work.fail(unit, failure, now)
         return None

@@ -123,11 +123,7 @@ def check_records(run: Run) -> None:
     told = {(event.id, event.model_dump_json()) for event in run.events}
     ids = Counter(event_id for event_id, _ in told)
     want("events with one id", [event_id for event_id, count in ids.items() if count > 1], [])
-    ended = {
-        entry.address
-        for entry in run.entries
-        if entry.what == "ended" and entry.kind == "agent" and entry.address not in run.called
-    }
+    ended = {entry.address for entry in run.entries if entry.what == "ended"} - run.called
     addresses = {
         f"{record.step_id}{'' if record.item is None else f'[{record.item}]'}.{record.n}" for record in run.records
     }

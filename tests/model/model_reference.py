@@ -142,7 +142,9 @@ class Reference(StepWork):
 
     @property
     def is_held(self) -> bool:
-        return self.part == "main" and (self.is_paused or self.is_draining or self.has_open_budget)
+        # A run that is ending is not continued as new, so nothing waits for the next one.
+        drains = self.is_draining and self.failing is None and self.ending is None
+        return self.part == "main" and (self.is_paused or drains or self.has_open_budget)
 
     def is_stopped(self, want: Want) -> bool:
         """Whether something will never be started."""

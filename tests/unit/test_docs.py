@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import json
 import os
 import re
@@ -69,6 +68,7 @@ from engine.services.executions import parse_options
 from engine.services.paging import DEFAULT_LIMIT
 from engine.services.repair import START_GRACE
 from engine.settings import EngineSettings
+from tests.pages import CHECKOUT, DOCS, Table, blocks, broken_links, files, run_script, scripts, tables
 from workflows.activity_options import HEARTBEAT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -76,12 +76,9 @@ if TYPE_CHECKING:
 
     from engine.adapters.temporal.dev_server import DevServerLease
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-DOCS = CHECKOUT / "docs"
 GUIDE = (DOCS / "guide.md").read_text(encoding="utf-8")
 ANSWERS = (DOCS / "answers.md").read_text(encoding="utf-8")
 
-Table = list[dict[str, str]]
 STEP_RESULT = types.StepResult.__annotations__
 
 
@@ -102,28 +99,6 @@ def section(heading: str) -> str:
     return "".join(found)
 
 
-def prose(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def tables(text: str) -> list[Table]:
-    """Tables in order, each row as title to cell."""
-    found: list[Table] = []
-    titles: list[str] = []
-    for line in text.splitlines():
-        if not line.startswith("|"):
-            titles = []
-            continue
-        cells = [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
-        if not titles:
-            titles = cells
-            found.append([])
-        elif set(line) - set("|- "):
-            assert len(cells) == len(titles), f"another number of cells than titles: {line}"
-            found[-1].append(dict(zip(titles, cells, strict=True)))
-    return found
-
-
 def table(heading: str, title: str) -> Table:
     """The one table below a heading whose first column has the title."""
     chosen = [rows for rows in tables(section(heading)) if rows and next(iter(rows[0])) == title]
@@ -134,10 +109,6 @@ def table(heading: str, title: str) -> Table:
 def names(rows: Table, title: str) -> list[str]:
     """The words in code marks in a column."""
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row[title])]
-
-
-def blocks(language: str, text: str = GUIDE) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def test_answers_are_what_the_generator_makes():
@@ -279,7 +250,7 @@ def test_events_are_those_that_the_code_makes():
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             match node:
                 case ast.Constant(value=str(text)) if re.fullmatch(
-                    r"(execution|step|agent|handoff|gate|budget)\.[a-z_]+", text
+                    r"(execution|step|agent|handoff|gate)\.[a-z_]+|budget\.exceeded", text
                 ):
                     made.add(text)
                 case _:
@@ -335,7 +306,7 @@ def test_a_condition_holds_as_the_guide_says(row: dict[str, str]):
 
 
 def test_definitions_are_valid_without_a_warning():
-    found = blocks("yaml")
+    found = blocks("yaml", GUIDE)
     assert found
     for text in found:
         assert validation.parse_definition(yaml.safe_load(text)).issues == []
@@ -376,7 +347,7 @@ def test_the_command_line_has_every_command_with_its_options():
 
 
 def test_commands_are_written_as_they_are_read():
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("./baton ")]
+    lines = [line for block in blocks("sh", GUIDE) for line in block.splitlines() if line.startswith("./baton ")]
     assert lines
     for line in lines:
         command, context, words = baton, None, shlex.split(line)[1:]
@@ -390,68 +361,29 @@ def test_commands_are_written_as_they_are_read():
             command = found
 
 
-@pytest.mark.parametrize(("page", "text"), [("guide.md", GUIDE), ("answers.md", ANSWERS)])
-def test_links_lead_somewhere(page: str, text: str):
-    anchors: dict[str, set[str]] = {}
-    for target in re.findall(r"\]\(([^)]+)\)", prose(text)):
-        path, _, anchor = target.partition("#")
-        file = (DOCS / path).resolve() if path else DOCS / page
-        assert file.is_file(), f"{page} links to {target}"
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", prose(file.read_text(encoding="utf-8")), re.MULTILINE)
-            known = anchors.setdefault(
-                str(file), {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            )
-            assert anchor in known, f"{page} links to {target}"
+@pytest.mark.parametrize("page", ["guide.md", "answers.md"])
+def test_links_lead_somewhere(page: str):
+    assert broken_links(page) == []
 
 
-def files() -> dict[str, str]:
-    """Python blocks by the file name in their first line."""
-    found: dict[str, str] = {}
-    for block in blocks("python"):
-        name = re.match(r"# ([a-z_]+\.py)\n", block)
-        assert name, f"a Python block has to begin with the name of its file: {block[:60]}"
-        found[name[1]] = block
-    return found
-
-
-SCRIPTS = [name for name, text in files().items() if "asyncio.run(" in text]
-
-
-def printed_by(name: str) -> tuple[str, bool]:
-    """What the guide says that a script prints, and whether it is only the end of it."""
-    behind = GUIDE[GUIDE.index(files()[name]) :]
-    said = re.search(r"^prints( at its end)?\n\n```text\n(.*?)^```$", behind, re.MULTILINE | re.DOTALL)
-    assert said, f"the guide does not say what {name} prints"
-    return said[2], bool(said[1])
+SCRIPTS = scripts(GUIDE)
 
 
 def test_each_python_block_is_a_script_or_read_by_one():
-    scripts = "\n".join(files()[name] for name in SCRIPTS)
+    found = {name: text for name, text in files(GUIDE).items() if name.endswith(".py")}
+    run = "\n".join(found[name] for name in SCRIPTS)
     assert SCRIPTS
-    for name in files():
-        assert name in SCRIPTS or name.removesuffix(".py") in scripts
+    for name in found:
+        assert name in SCRIPTS or name.removesuffix(".py") in run
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 async def test_a_script_prints_what_the_guide_says(name: str, dev_server: DevServerLease, tmp_path: Path):
-    for file, text in files().items():
-        (tmp_path / file).write_text(text, encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("BATON_", "TEMPORAL_"))}
-    environment |= {
+    settings = {
         "BATON_TEMPORAL_ADDRESS": dev_server.address,
         "BATON_WORKER": "embedded",
         "BATON_TASK_QUEUE": f"guide-{name}-{os.getpid()}",
-        "PYTHONPATH": str(CHECKOUT),
     }
-    ran = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", name),
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    printed, complaints = (part.decode() for part in await ran.communicate())
-    assert ran.returncode == 0, complaints
-    expected, is_end = printed_by(name)
-    assert (printed[-len(expected) :] if is_end else printed) == expected
+    printed = await run_script(GUIDE, name, tmp_path, settings)
+    script = SCRIPTS[name]
+    assert (printed[-len(script.printed) :] if script.is_end else printed) == script.printed
