@@ -143,7 +143,7 @@ class InterpreterWorkflow(OperatorUpdates):
                 self._telling = asyncio.create_task(self._tell(progress, envelope))
             if progress.is_over:
                 return
-            if draining and progress.running == 0 and self._telling is None and progress.ending is None:
+            if draining and progress.running == 0 and self._telling is None and progress.goes_on:
                 await self._continue_as_new(progress, arguments, envelope)
                 continue
             await workflow.wait_condition(lambda: self._news or bool(self._runner.ended))

@@ -59,6 +59,17 @@ class Admissions:
             self._with_handoffs[step.id] = admission
         return admission
 
+    def readmit(self, steps: list[PlanStep]) -> None:
+        """Decide again about steps that an earlier run has admitted: their later calls want what was handed over."""
+        for step in steps:
+            if not step.edges:
+                continue
+            try:
+                self.decide(step)
+            except TooLargeToDecideError:
+                # It was in the earlier run's memory, and is in a record now: what it would add is not there.
+                continue
+
     def inputs(self, step: PlanStep) -> JsonObject:
         """Return the inputs that taken handoffs add, as a mapping: those of their keys that were handed over."""
         admission = self._with_handoffs.get(step.id)

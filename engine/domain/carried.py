@@ -79,6 +79,7 @@ class CarriedUnit(_Message):
     output_n: int = 0
     in_record: bool = False
     error: ErrorPayload | None = None
+    escalated: list[int] = Field(default_factory=list[int])
     waits_for: Literal["call", "gate", "instant"] = "call"
     due_at: datetime | None = None
     """The instant that it waits for."""

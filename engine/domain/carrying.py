@@ -55,6 +55,9 @@ def settled_steps(
     for step in left:
         needed |= read_steps(step)
         handing |= {edge.source_step for edge in step.edges}
+        for path in compile_template(step.input_mapping).paths:
+            if path.root == "steps" and path.segments[1:2] == ("handed",):
+                handing.add(str(path.segments[0]))
         for path in condition_paths(step):
             if path.root == "steps" and path.segments[1:2] == ("output",):
                 decisive.setdefault(str(path.segments[0]), []).append(path)
@@ -207,6 +210,7 @@ def _carried_unit(unit: Unit, waits_for: str, due_at: object) -> CarriedUnit:
             "output_n": state.output_n,
             "in_record": state.output is not None and not is_small,
             "error": state.error,
+            "escalated": sorted(state.escalated),
             "waits_for": waits_for,
             "due_at": due_at,
         }
@@ -285,6 +289,9 @@ def restore(progress: ExecutionProgress, carried: CarriedState) -> None:
     progress.main.restart()
     if progress.cleanup is not None:
         progress.cleanup.frontier.restart()
+    progress.admissions.readmit(
+        [progress.plan_steps[step_id] for step_id, state in progress.steps.items() if state.is_open]
+    )
     for items in carried.items:
         progress.frontier_of(progress.plan_steps[items.step_id]).push(items.step_id)
     progress.news.tell_status()
@@ -391,6 +398,7 @@ def _restored_unit(progress: ExecutionProgress, carried: CarriedUnit) -> Unit:
     state.output_n = carried.output_n
     state.in_record = carried.in_record
     state.error = carried.error
+    state.escalated = set(carried.escalated)
     return Unit(step, state, carried.item)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from engine.domain.actions import Action
     from engine.domain.expressions import Missing, Path
+    from engine.domain.json import JsonValue
     from engine.domain.messages import ChildResult
     from engine.domain.operands import ValueSource
     from engine.domain.step_state import Unit
@@ -94,9 +95,16 @@ class Children:
             work.fail(unit, CallFailure("child", "invalid_output", message, 0), now)
             return None
         if mapped.operands is None:
+            unit.state.handed = _overlaid(result.output, mapped.inline)
             work.complete_value(unit, Value.of(mapped.inline), now, child=self.child_id(unit))
             return None
         return work.compute(unit, work.compute_input(unit, now, mapped), f"{unit.name}: output")
+
+
+def _overlaid(reply: Value, mapped: JsonValue) -> Value:
+    """What is handed over: the child's output, overlaid by the mapped one."""
+    whole = reply.inline if isinstance(reply.inline, dict) else {}
+    return Value.of({**whole, **(mapped if isinstance(mapped, dict) else {})})
 
 
 class _ReplySource:

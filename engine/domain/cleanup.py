@@ -68,14 +68,15 @@ class Cleanup:
         """Whether another call could begin."""
         if self.is_timed_out or self.undoing is not None:
             return False
-        return bool(self.undo) or (self.failed is None and self.frontier.has_ready)
+        return bool(self.undo) or self.frontier.has_ready
 
     @property
     def has_more(self) -> bool:
         """Whether anything is left to be done."""
         if self.is_timed_out:
             return False
-        return bool(self.undo) or self.undoing is not None or (self.failed is None and self.frontier.unsettled > 0)
+        has_steps = self.frontier.has_ready if self.failed else self.frontier.unsettled > 0
+        return bool(self.undo) or self.undoing is not None or has_steps
 
     def owns(self, unit: Unit) -> bool:
         """Whether a unit is a part of clean-up."""
@@ -101,6 +102,7 @@ class Cleanup:
             progress.warn("step_failed", f"Step {step.id} failed, and the execution went on: {error.message}", step)
         elif self.failed is None:
             self.failed = error.model_copy(update={"message": f"Step {step.id} failed: {error.message}"})
+            self.frontier.close()
         progress.settle(step, now)
 
     def time_out(self, now: datetime) -> None:

@@ -59,6 +59,9 @@ def handed_agents(definition: WorkflowDefinition, handoffs: list[Handoff]) -> li
                 if is_new and handoff.handoff_type != "escalation":
                     found[handoff.target_agent_id] = reached[handoff.target_agent_id] = None
                     grown = True
+        for handoff in by_creation(handoffs):
+            if handoff.source_agent_id in reached and handoff.handoff_type == "escalation":
+                found[handoff.target_agent_id] = None
     named = set(agent_ids_of(definition))
     return [agent_id for agent_id in found if agent_id not in named]
 

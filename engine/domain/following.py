@@ -128,6 +128,7 @@ class Following:
             total_timeout=defaults.total_timeout,
             retry=defaults.retry,
             follows=follows,
+            escalations=[one for one in self._plan.escalations if one.source_agent_id == handoff.target_agent_id],
             handed=[SOURCE_OUTPUT] if follows else [],
             declared=[],
         )
@@ -168,9 +169,13 @@ def next_agent(unit: Unit, failure: CallFailure, values: PlanValues, now: dateti
         reasons = step.fallback_reasons[index - 1] if index <= len(step.fallback_reasons) else []
         if not reasons or failure.reason in reasons:
             return index, told
+    if failure.kind not in ("agent", "timeout"):
+        return None, told
     happened = ("failure", "timeout") if failure.reason == "timeout" else ("failure",)
     scope = OperandScope(UnitValues(values, unit))
     for index in range(max(state.choice + 1 - agents, 0), len(step.escalations)):
+        if index in state.escalated:
+            continue
         handoff = step.escalations[index]
         firing = fire_escalation(handoff.trigger_conditions, happened, f"the call failed ({failure.reason})", scope)
         told.append(
@@ -188,5 +193,6 @@ def next_agent(unit: Unit, failure: CallFailure, values: PlanValues, now: dateti
             )
         )
         if firing.has_fired:
+            state.escalated.add(index)
             return agents + index, told
     return None, told

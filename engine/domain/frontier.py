@@ -37,6 +37,7 @@ class Frontier:
         self._dependants: dict[str, list[str]] = {step.id: [] for step in steps}
         self._ready: list[int] = []
         self._pushed: set[int] = set()
+        self._is_closed = False
         for step in steps:
             states[step.id].waiting_for = len(step.depends_on)
             for dependency in step.depends_on:
@@ -77,7 +78,7 @@ class Frontier:
         for dependant in self._dependants[step_id]:
             waiting = self._states[dependant]
             waiting.waiting_for -= 1
-            if waiting.waiting_for == 0 and waiting.status is StepStatus.PENDING:
+            if waiting.waiting_for == 0 and waiting.status is StepStatus.PENDING and not self._is_closed:
                 heapq.heappush(self._ready, self._order[dependant])
 
     def restart(self) -> None:
@@ -87,6 +88,11 @@ class Frontier:
             for index, step in enumerate(self._steps)
             if self._states[step.id].status is StepStatus.PENDING and not self._states[step.id].waiting_for
         ]
+
+    def close(self) -> None:
+        """From here on no step begins; those that have begun go on with their items."""
+        self._ready = [index for index in self._ready if self._states[self._steps[index].id].is_open]
+        self._is_closed = True
 
     def has_pending_dependant(self, step_id: str) -> bool:
         """Whether a step that waits for this one has not begun."""

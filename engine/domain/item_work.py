@@ -75,8 +75,8 @@ class ItemWork:
             if len(items.failed) > items.tolerated and items.error is None:
                 items.error = unit.state.error
         whole = Unit(unit.step, state)
-        was_cancelled = unit.state.status is StepStatus.CANCELLED
-        is_stopped = (items.has_more or was_cancelled) and not progress.may_go_on(whole)
+        items.was_cancelled = items.was_cancelled or unit.state.status is StepStatus.CANCELLED
+        is_stopped = (items.has_more or items.was_cancelled) and not progress.may_go_on(whole)
         if items.open:
             if items.has_more:
                 progress.frontier_of(unit.step).push(unit.step_id)

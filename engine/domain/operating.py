@@ -116,6 +116,7 @@ class OperatorEvents:
             self._progress.work.retry(unit)
             return
         items.again = sorted(items.failed)
+        items.calls.update(items.failed)
         items.failed.clear()
         items.error = state.error = None
         state.n += 1

@@ -205,6 +205,8 @@ class ExecutionPlan(_Frozen):
     budget: BudgetLimits | None = None
     handoffs: list[Handoff] = Field(default_factory=list[Handoff])
     """Those that steps which a run adds may follow, the first made first."""
+    escalations: list[Handoff] = Field(default_factory=list[Handoff])
+    """Those that take over added steps, the first made first."""
     max_handoffs: int = 10
     defaults: PlanDefaults | None = None
     """Set when handoffs may add steps."""

@@ -148,6 +148,7 @@ class _Compiler:
             cleanup_timeout=timedelta(seconds=definition.cleanup_timeout),
             budget=None if definition.budget is None else BudgetLimits(**definition.budget.model_dump()),
             handoffs=[one for one in self._handoffs if one.handoff_type != "escalation"] if follows else [],
+            escalations=[one for one in self._handoffs if one.handoff_type == "escalation"] if follows else [],
             max_handoffs=definition.max_handoffs,
             defaults=self._plan_defaults() if follows else None,
         )

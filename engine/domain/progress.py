@@ -185,7 +185,7 @@ class ExecutionProgress:
         while True:
             if self.ending is not None and not self._is_stopped:
                 self._stop(now)
-            if draining:
+            if draining and self.goes_on:
                 return actions
             if self._is_stopped and self.cleanup is None and not self.work.running and self._needs_cleanup:
                 self.open_clean_up(Cleanup(self, steps_to_undo(self), now))
@@ -316,7 +316,9 @@ class ExecutionProgress:
 
     def may_go_on(self, unit: Unit) -> bool:
         """Whether a unit may still begin another turn or wait for somebody."""
-        return self._owned_by_cleanup(unit) or (self.ending is None and self.failing is None)
+        if self.cleanup is not None and self.cleanup.owns(unit):
+            return not self.cleanup.is_timed_out
+        return self.goes_on
 
     def is_stopped(self, unit: Unit) -> bool:
         """Whether a unit's calls are being cancelled."""
@@ -404,6 +406,7 @@ class ExecutionProgress:
     def begin(self, unit: Unit, now: datetime) -> Action | None:
         """Make a unit's next call, unless the budget is spent; None when it needs none."""
         if self.cleanup is None and unit.step.type in ("agent", "workflow") and self.spending.keeps_from(unit, now):
+            self.end_when_idle()
             return None
         action = self.work.begin(unit, now)
         self.end_when_idle()
@@ -490,7 +493,9 @@ class ExecutionProgress:
             said = error.message.rstrip(". ")
             question = f"Step {step.name} has failed: {said}. Retry it, skip it with an output, or fail?"
             failed = self.decided.pop()
-            self.gates.open_ask(f"{step.id}.{state.n}", unit, question, failed, now)
+            address = f"{step.id}.{state.n}"
+            gate_id = address if self.gates.find(address) is None else f"{address}:ask"
+            self.gates.open_ask(gate_id, unit, question, failed, now)
             self.work.waiting.append(failed.model_copy(update={"status": StepStatus.WAITING, "completed_at": None}))
             return
         if error is not None and self.ending is None and step.on_error == "continue":

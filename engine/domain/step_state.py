@@ -30,6 +30,8 @@ class StepState:
     """Turn of a ``repeat``."""
     attempts: int = 0
     resumes: int = 0
+    escalated: set[int] = field(default_factory=set[int])
+    """The escalations that were tried."""
     started_at: datetime | None = None
     began_at: datetime | None = None
     """When its latest call began."""
@@ -89,6 +91,8 @@ class ItemStates:
     """Items that have failed to the ``n`` of their last call."""
     calls: dict[int, int] = field(default_factory=dict[int, int])
     """The ``n`` of items that needed more than one call."""
+    was_cancelled: bool = False
+    """Whether an item was."""
     error: ErrorPayload | None = None
     """Of the item whose failure passed what is tolerated."""
 

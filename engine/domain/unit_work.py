@@ -288,6 +288,7 @@ class UnitWork:
         """An operator runs a failed unit again, from its first agent."""
         state = unit.state
         state.choice, state.iteration, state.error, state.output = 0, 1, None, None
+        state.escalated.clear()
         state.status = StepStatus.RUNNING
         self.again.append(unit)
 
@@ -310,7 +311,8 @@ class UnitWork:
     def _turn_ended(self, unit: Unit, output: Value, now: datetime) -> None:
         state, repeat = unit.state, unit.step.repeat
         state.output, state.output_n, state.in_record = output, state.n, False
-        if repeat is not None:
+        is_whole = unit.step.foreach is not None and unit.item is None
+        if repeat is not None and not is_whole:
             scope = ReplyScope(self.calls.values_of(unit), state.handed or output)
             try:
                 is_done = holds(repeat.condition, scope)
@@ -323,6 +325,7 @@ class UnitWork:
                     return
                 state.iteration += 1
                 state.choice = 0
+                state.status = StepStatus.RUNNING
                 self.again.append(unit)
                 return
             if not is_done:
@@ -371,6 +374,7 @@ class UnitWork:
             return
         self.decided.append(self.records.of_failure(unit, failure, now, "step.failed", before))
         self.must_tell = self.must_tell or unit.item is None
+        state.handed = None
         self.listener.unit_failed(unit, now)
 
     def fail_items(self, unit: Unit, error: ErrorPayload, now: datetime) -> None:
@@ -391,6 +395,7 @@ class UnitWork:
             failure = CallFailure("cancelled", "cancelled", "Cancelled before it ended", 0)
         state.status = StepStatus.CANCELLED
         state.completed_at = now
+        state.error = None
         before = self.events_before(unit, now)
         self.decided.append(self.records.of_failure(unit, failure, now, "step.cancelled", before))
         self.listener.unit_cancelled(unit, now)
