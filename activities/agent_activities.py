@@ -18,7 +18,7 @@ from temporalio import activity
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
-from activities.call_session import CallFacts, CallSession
+from activities.call_session import CallFacts, CallSession, deadline_of
 from activities.endings import bare_output, terminal_record
 from activities.failures import application_error, is_final, store_application_error
 from activities.operand_values import fetch_operands, output_mapped, resolved_input
@@ -100,7 +100,7 @@ class _Attempt:
         self.run_id = info.workflow_run_id or ""
         self.started_at = info.started_time
         self.token = micros(info.started_time)
-        self.deadline = _deadline(info)
+        self.deadline = deadline_of(info)
         self.address = call_address(call.step_id, call.item, call.n)
         self.usage = Usage()
         self.events: list[Event] = []
@@ -443,11 +443,3 @@ class _Attempt:
         if self.call.item is not None:
             data = {**data, "item": self.call.item}
         return Event.at_instant(event_type, self.started_at, self.address, self.call.step_id, **data)
-
-
-def _deadline(info: activity.Info) -> datetime:
-    """When Temporal gives this attempt up: by its own limit or by that of all attempts."""
-    limit = info.started_time + (info.start_to_close_timeout or timedelta(minutes=5))
-    if not info.schedule_to_close_timeout:
-        return limit
-    return min(limit, info.scheduled_time + info.schedule_to_close_timeout)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from temporalio import activity
@@ -178,3 +178,11 @@ class CallSession:
             await self._state.record_transition(self._facts.execution_id, events=lines)
         except StoreError as error:
             _logger.warning("%d lines of progress were not published: %s", len(lines), error)
+
+
+def deadline_of(info: activity.Info) -> datetime:
+    """When Temporal gives this attempt up: by its own limit or by that of all attempts."""
+    limit = info.started_time + (info.start_to_close_timeout or timedelta(minutes=5))
+    if not info.schedule_to_close_timeout:
+        return limit
+    return min(limit, info.scheduled_time + info.schedule_to_close_timeout)

@@ -88,10 +88,12 @@ class Child:
 
     async def _answer(self) -> JsonObject:
         assert self._process.stdout is not None  # it was started with a pipe
-        line = await self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended with {await self._process.wait()}; its words are above")
-        return cast("JsonObject", json.loads(line))
+        while line := await self._process.stdout.readline():
+            if line.startswith(b"{"):
+                return cast("JsonObject", json.loads(line))
+            # The SDK's core writes its warnings to standard output, too.
+            print(f"{self.name}: {line.decode().rstrip()}", file=sys.stderr, flush=True)
+        raise RuntimeError(f"{self.name} ended with {await self._process.wait()}; its words are above")
 
     def _resident_bytes(self) -> int:
         return self._watched.memory_info().rss

@@ -288,7 +288,7 @@ class InterpreterWorkflow(OperatorUpdates):
                 execution_id=progress.facts.execution_id,
                 run_id=progress.facts.run_id,
                 run_started_at=progress.facts.owned_since(workflow.now()),
-                decided=progress.take_some_decided(),
+                decided=progress.work.take_some_decided(),
             ),
             start_to_close_timeout=REMOTE_TIMEOUT,
             retry_policy=REMOTE_RETRY,

@@ -24,7 +24,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeGuard
 
-from engine.domain.expressions import HANDOFF_ROOTS
 from engine.domain.paths import MAX_EXPRESSION_CHARS, MISSING, ExpressionError, Path, Scanner, read_path
 
 if TYPE_CHECKING:
@@ -111,8 +110,12 @@ def parse_condition(text: str, *, roots: Collection[str] | None = None) -> Condi
     return _Parser(text, roots, (), "Put text in quotes.").condition()
 
 
-def parse_trigger(texts: Sequence[str]) -> Trigger:
-    """Parse a handoff's ``trigger_conditions``: events and conditions over ``HANDOFF_ROOTS``, in any order.
+def parse_trigger(texts: Sequence[str], *, roots: Collection[str] | None = None) -> Trigger:
+    """Parse a handoff's ``trigger_conditions``: events and conditions, in any order.
+
+    Args:
+        texts: the entries.
+        roots: the roots that paths may have; None allows any, for a trigger that was stored when more were.
 
     Raises:
         ExpressionError: an entry can't be read (its text is the error's), or there are too many.
@@ -127,7 +130,7 @@ def parse_trigger(texts: Sequence[str]) -> Trigger:
     for text in texts:
         event = text.strip()
         if event not in EVENTS:
-            conditions.append(_Parser(text, HANDOFF_ROOTS, EVENTS, advice).condition())
+            conditions.append(_Parser(text, roots, EVENTS, advice).condition())
         elif event not in events:
             events.append(event)
     return Trigger(tuple(events), tuple(conditions))

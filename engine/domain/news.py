@@ -67,7 +67,7 @@ class News:
             status=status if status is not told and self._progress.ending is None else None,
             events=self.take_events(),
             gates=gates,
-            steps=[*self._progress.take_some_decided(), *waiting] if self._progress.decided else waiting,
+            steps=[*self._progress.work.take_some_decided(), *waiting] if self._progress.decided else waiting,
         )
 
     def tell_status(self) -> None:

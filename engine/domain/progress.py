@@ -294,10 +294,6 @@ class ExecutionProgress:
         decided, self.work.decided = self.work.decided, []
         return decided
 
-    def take_some_decided(self) -> list[StepRecord]:
-        """Hand over the oldest of them, as many as one payload has room for, but one at least."""
-        return self.work.take_some_decided()
-
     @property
     def has_many_decided(self) -> bool:
         """Whether they would not fit into one payload beside an execution's end."""
@@ -322,8 +318,8 @@ class ExecutionProgress:
 
     def is_stopped(self, unit: Unit) -> bool:
         """Whether a unit's calls are being cancelled."""
-        if self._owned_by_cleanup(unit):
-            return self.cleanup is not None and self.cleanup.is_timed_out
+        if self.cleanup is not None and self.cleanup.owns(unit):
+            return self.cleanup.is_timed_out
         return self.ending is not None
 
     def unit_completed(self, unit: Unit, now: datetime) -> None:

@@ -114,9 +114,9 @@ class ItemStates:
         return self.next - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Unit:
-    """What one call works for: a step, or one item of it."""
+    """What one call works for: a step, or one item of it; equal only to itself."""
 
     step: PlanStep
     state: StepState

@@ -416,7 +416,7 @@ class UnitWork:
         return ComputeInput(
             execution_id=self.facts.execution_id,
             run_started_at=self.facts.owned_since(now),
-            record=self.records.blank(unit),
+            record=self.records.blank(unit).model_copy(update={"events": self.events_before(unit, now)}),
             declared=unit.step.declared,
             handed=unit.step.handed,
             input=given,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel, Field
 
 from engine.domain.conditions import MAX_TRIGGER_ENTRIES, parse_condition, parse_trigger
-from engine.domain.expressions import ExpressionError
+from engine.domain.expressions import HANDOFF_ROOTS, ExpressionError
 from engine.domain.handoff import Handoff, HandoffType
 from engine.domain.ids import MAX_ID_BYTES, is_public_id
 from engine.domain.issues import IssueCode, IssueList, Location, issue_details, summary
@@ -254,7 +254,7 @@ def _check_trigger(conditions: JsonValue, issues: IssueList) -> None:
             )
             continue
         try:
-            parse_trigger([text])
+            parse_trigger([text], roots=HANDOFF_ROOTS)
         except ExpressionError as error:
             message = f"{error.message[:1].upper()}{error.message[1:]} (at character {error.position + 1})"
             issues.error(IssueCode.INVALID_EXPRESSION, ("trigger_conditions", index), message)

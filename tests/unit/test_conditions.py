@@ -16,7 +16,7 @@ from engine.domain.conditions import (
     parse_condition,
     parse_trigger,
 )
-from engine.domain.expressions import INPUT_ROOTS, ExpressionError, RootsScope
+from engine.domain.expressions import HANDOFF_ROOTS, INPUT_ROOTS, ExpressionError, RootsScope
 
 INPUT = {
     "kind": "feature",
@@ -249,7 +249,7 @@ class TestTriggers:
     )
     def test_refuses(self, texts, says):
         with pytest.raises(ExpressionError) as caught:
-            parse_trigger(texts)
+            parse_trigger(texts, roots=HANDOFF_ROOTS)
         assert says in caught.value.message
 
 

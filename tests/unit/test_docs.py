@@ -27,9 +27,12 @@ from engine.adapters.temporal.worker_factory import WORKFLOW_TASKS
 from engine.bootstrap import EMBEDDED_GRACE, WORKER_GRACE
 from engine.cli.root import baton
 from engine.domain import (
+    children,
     decisions,
     expressions,
     flow_rules,
+    following,
+    gates,
     messages,
     plan,
     plan_compiler,
@@ -230,6 +233,12 @@ def seconds(duration: timedelta) -> str:
         ("What happens when", f"a read later than {seconds(START_GRACE)} s after acceptance"),
         ("Workers in production", f"and {WORKFLOW_TASKS} workflow tasks"),
         ("Limits", f"| steps of a workflow | {validation.MAX_STEPS:,} |"),
+        ("Limits", f"| items of a `foreach` | {flow_rules.MAX_ITEMS:,} |"),
+        ("Limits", f"| a `wait` | {flow_rules.MAX_WAIT_SECONDS // 86400} days |"),
+        ("Limits", f"up to 1,000; an id of up to {following.MAX_ID_CHARS} characters |"),
+        ("Limits", f"| children of children | {children.MAX_CHILD_DEPTH} deep |"),
+        ("Limits", f"| a gate's question | {gates.MAX_QUESTION_CHARS:,} characters |"),
+        ("Limits", f"| who does it (`by`) | {gates.MAX_BY_CHARS} characters |"),
         ("Limits", f"| a definition | {kib(validation.MAX_DEFINITION_BYTES)} of JSON |"),
         ("Limits", f"| {kib(MAX_VALUE_BYTES)}, {MAX_DEPTH} levels |"),
         ("Limits", f"| an agent's `config` | {kib(MAX_CONFIG_BYTES)} |"),
