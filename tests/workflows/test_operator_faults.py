@@ -180,7 +180,7 @@ async def test_budget_gate_across(engine_factory: EngineFactory, short_runs: Ser
     engine = engine_factory({"agent-a": echo}, temporal_address=short_runs.address)
     steps = [{"id": f"s{n}", "agent_id": "agent-a"} for n in range(4)]
     steps.append({"id": "f", "agent_id": "agent-a", "foreach": {"items": [1, 2, 3]}})
-    execution_id = await create_and_start(engine, steps, budget={"agent_calls": 2, "on_exceeded": "ask"})
+    execution_id = await create_and_start(engine, steps, budget={"agent_calls": 2, "on_breach": "ask"})
     k = 0
     while True:
         async def more() -> bool:
@@ -251,7 +251,7 @@ async def test_items_ask_across(engine_factory: EngineFactory, short_runs: Serve
 async def test_child_ended_by_hand(engine_factory: EngineFactory, client: Client, how: str):
     engine = engine_factory({"agent-a": {}})
     child = await engine.create_workflow("Child", [approval("g")])
-    steps = [{"id": "b", "type": "workflow", "workflow": {"workflow_id": child}, "retry_policy": {"max_retries": 0}}]
+    steps = [{"id": "b", "type": "workflow", "workflow_id": child}]
     parent = await engine.create_workflow("Parent", steps)
     execution_id = (await engine.execute_workflow(parent))["execution_id"]
     child_id = f"{execution_id}/b.1"
@@ -272,7 +272,7 @@ def deep(n):
     for _ in range(n): v = [v]
     return v
 
-@pytest.mark.parametrize("name", ["number", "list", "text", "unknown", "types", "deep200", "deep300", "deep900", "surrogate", "bysurrogate", "infinite", "big", "mb", "mb3", "two"])
+@pytest.mark.parametrize("name", ["number", "list"] + ["deep900"] * 0)
 async def test_odd_updates(engine_factory: EngineFactory, client: Client, name: str):
     import json
     from temporalio.api.common.v1 import Payload
@@ -309,7 +309,170 @@ async def test_odd_updates(engine_factory: EngineFactory, client: Client, name: 
                 await engine.answer_gate(execution_id, gate_id, "approve")
         except BaseException as error:
             print("RESULT", name, "answer of", gate_id, repr(error)[:200])
-    async with asyncio.timeout(8):
-        result = await finish(engine, execution_id)
+    try:
+        async with asyncio.timeout(8):
+            result = await finish(engine, execution_id)
+    except TimeoutError:
+        for e in (await events_of(client, execution_id))[-14:]:
+            print("RESULT", e.event_id, str(e.event_type), str(e)[-500:].replace("\n", " ") if "fail" in str(e).lower() else "")
+        d = await handle.describe()
+        print("RESULT pending", d.raw_description.pending_activities, d.raw_description.pending_workflow_task)
+        raise
     print("RESULT", name, result["status"], str(result["output"])[:150])
     assert result["status"] == "completed"
+
+
+async def child_gate(engine, child_id):
+    async def there() -> bool:
+        try: return bool(await open_ids(engine, child_id))
+        except EngineError: return False
+    await until(there, "child")
+
+
+async def test_parent_terminated(engine_factory: EngineFactory, client: Client):
+    engine = engine_factory({"agent-a": {}})
+    child = await engine.create_workflow("Child", [approval("g")])
+    parent = await engine.create_workflow("Parent", [{"id": "b", "type": "workflow", "workflow_id": child}])
+    execution_id = (await engine.execute_workflow(parent))["execution_id"]
+    child_id = f"{execution_id}/b.1"
+    await child_gate(engine, child_id)
+    await client.get_workflow_handle(execution_id).terminate()
+    result = await finish(engine, execution_id)
+    print("RESULT parent", result["status"], result["error"])
+    result = await finish(engine, child_id)
+    print("RESULT child", result["status"], result["error"])
+
+
+@pytest.mark.parametrize("what", ["open", "done"])
+async def test_parent_reset(engine_factory: EngineFactory, client: Client, what: str):
+    from runs import temporal_cli
+    engine = engine_factory({"agent-a": {}})
+    child = await engine.create_workflow("Child", [approval("g")])
+    parent = await engine.create_workflow("Parent", [{"id": "b", "type": "workflow", "workflow_id": child}, approval("z") | {"depends_on": ["b"]}])
+    execution_id = (await engine.execute_workflow(parent))["execution_id"]
+    child_id = f"{execution_id}/b.1"
+    await child_gate(engine, child_id)
+    if what == "done":
+        await engine.answer_gate(child_id, "g.1", "approve")
+        await until_open(engine, execution_id, 1)
+    await temporal_cli(client, "workflow", "reset", "--workflow-id", execution_id, "--event-id", "4", "--reason", "again")
+    await asyncio.sleep(2)
+    for n in range(20):
+        await asyncio.sleep(0.5)
+        status = await engine.get_execution_status(execution_id)
+        ids = await open_ids(engine, child_id)
+        if ids: await engine.answer_gate(child_id, ids[0], "approve"); print("RESULT answered child")
+        ids = await open_ids(engine, execution_id)
+        if ids and n > 4: await engine.answer_gate(execution_id, ids[0], "approve"); print("RESULT answered parent")
+        if status["status"] in ("completed", "failed", "cancelled"): break
+    result = await finish(engine, execution_id)
+    print("RESULT parent", what, result["status"], result["error"], {k: v["status"] for k, v in result["steps"].items()})
+
+
+async def test_reset_gates_answered_later(engine_factory: EngineFactory, client: Client, stores: Stores):
+    from runs import temporal_cli
+    calls = []
+    engine = engine_factory({"agent-a": lambda g: calls.append(1) or {}})
+    execution_id = await create_and_start(engine, [approval("a"), {"id": "c", "agent_id": "agent-a", "depends_on": ["a"]}, approval("b") | {"depends_on": ["c"]}])
+    await until_open(engine, execution_id, 1)
+    await engine.answer_gate(execution_id, "a.1", "approve", by="ann")
+    async def b() -> bool: return await open_ids(engine, execution_id) == ["b.1"]
+    await until(b, "b")
+    await temporal_cli(client, "workflow", "reset", "--workflow-id", execution_id, "--event-id", "4", "--reason", "again")
+    await asyncio.sleep(2)
+    for n in range(12):
+        await asyncio.sleep(0.5)
+        ids = await open_ids(engine, execution_id)
+        status = await engine.get_execution_status(execution_id)
+        print("RESULT", ids, status["status"], {k: v["status"] for k, v in status["steps"].items()}, (await engine.get_gate(execution_id, "a.1"))["status"])
+        if status["status"] not in ("running", "waiting", "pending", "paused"): break
+        if ids:
+            got = await engine.answer_gate(execution_id, ids[0], "approve", by="bob")
+            print("RESULT", got)
+    result = await ended(engine, stores, client, execution_id)
+    print("RESULT", result["status"], result["output"], len(calls))
+
+
+@pytest.mark.parametrize("where", ["gate", "paused", "wait", "child", "compensation", "finally", "budget", "ask"])
+async def test_cancel_twice(engine_factory: EngineFactory, stores: Stores, client: Client, where: str):
+    slow = Gate({})
+    def fails(_): raise ValueError("no")
+    engine = engine_factory({"agent-a": {}, "agent-slow": slow, "agent-f": fails})
+    fields = {}
+    done = {"id": "d", "agent_id": "agent-a", "compensate": {"agent_id": "agent-slow" if where == "compensation" else "agent-a"}}
+    nr = {"retry_policy": {"max_retries": 0}}
+    match where:
+        case "gate" | "paused": step = approval("x")
+        case "wait": step = {"id": "x", "type": "wait", "wait": {"seconds": 60}}
+        case "child":
+            child = await engine.create_workflow("Child", [approval("g")])
+            step = {"id": "x", "type": "workflow", "workflow_id": child}
+        case "compensation" | "finally": step = {"id": "x", "agent_id": "agent-f"} | nr
+        case "ask": step = {"id": "x", "agent_id": "agent-f", "on_error": "ask"} | nr
+        case "budget":
+            step = {"id": "x", "agent_id": "agent-a"}
+            fields["budget"] = {"agent_calls": 1, "on_breach": "ask"}
+    fields["finally_"] = [{"id": "fin", "agent_id": "agent-slow" if where == "finally" else "agent-a"}]
+    execution_id = await create_and_start(engine, [done, step | {"depends_on": ["d"]}], **fields)
+    if where in ("gate", "paused", "ask", "budget"): await until_open(engine, execution_id, 1)
+    if where == "paused": await engine.pause_execution(execution_id)
+    if where == "child": await child_gate(engine, f"{execution_id}/x.1")
+    if where == "wait":
+        async def w() -> bool: return (await engine.get_execution_status(execution_id))["steps"]["x"]["status"] == "waiting"
+        await until(w, "wait")
+    if where in ("compensation", "finally"): await until(lambda: slow.attempts, "slow")
+    handle = client.get_workflow_handle(execution_id)
+    got = await asyncio.gather(engine.cancel_execution(execution_id, "one"), handle.signal("cancel", "two"), handle.cancel(), return_exceptions=True)
+    await asyncio.sleep(0.5)
+    slow.is_open = True
+    result = await ended(engine, stores, client, execution_id)
+    print("RESULT", where, got, result["status"], {k: v["status"] for k, v in result["steps"].items()}, result["warnings"], slow.cancelled)
+    if where in ("compensation", "finally"):
+        assert (result["status"], slow.cancelled) == ("failed", 0)
+    else: assert result["status"] == "cancelled"
+    assert result["steps"]["fin"]["status"] == "completed"
+    assert result["steps"]["d:compensate"]["status"] == "completed"
+    assert await open_ids(engine, execution_id) == []
+
+
+@pytest.mark.parametrize("where", ["gate", "paused", "ask", "budget", "child"])
+async def test_deadline(engine_factory: EngineFactory, stores: Stores, client: Client, where: str):
+    def fails(_): raise ValueError("no")
+    engine = engine_factory({"agent-a": {}, "agent-f": fails})
+    fields = {}
+    nr = {"retry_policy": {"max_retries": 0}}
+    match where:
+        case "gate" | "paused": step = approval("x")
+        case "child":
+            child = await engine.create_workflow("Child", [approval("g")])
+            step = {"id": "x", "type": "workflow", "workflow_id": child}
+        case "ask": step = {"id": "x", "agent_id": "agent-f", "on_error": "ask"} | nr
+        case "budget":
+            step = {"id": "x", "agent_id": "agent-a"}
+            fields["budget"] = {"agent_calls": 1, "on_breach": "ask"}
+    execution_id = await create_and_start(engine, [{"id": "d", "agent_id": "agent-a", "compensate": {"agent_id": "agent-a"}}, step | {"depends_on": ["d"]}], options={"timeout": 2.5}, **fields)
+    if where == "paused":
+        await until_open(engine, execution_id, 1)
+        await engine.pause_execution(execution_id)
+        await engine.answer_gate(execution_id, "x.1", "approve")
+    result = await ended(engine, stores, client, execution_id)
+    print("RESULT", where, result["status"], result["error"]["code"], {k: v["status"] for k, v in result["steps"].items()})
+    assert result["error"]["code"] == "execution_timeout"
+    if where == "child":
+        c = await finish(engine, f"{execution_id}/x.1")
+        print("RESULT child", c["status"])
+
+
+async def test_three_deep_and_fifty(engine_factory: EngineFactory, stores: Stores, client: Client):
+    engine = engine_factory({"agent-a": echo})
+    await engine.register_agent("agent-a", config={"function": "scripts:answer"}, agent_id="agent-a")
+    w = await engine.create_workflow("L0", [{"id": "s", "agent_id": "agent-a", "input_mapping": {"n": "${input.n}"}}])
+    for level in range(1, 4):
+        w = await engine.create_workflow(f"L{level}", [{"id": "s", "type": "workflow", "workflow_id": w, "input_mapping": {"n": "${input.n}"}}])
+    top = await engine.create_workflow("Top", [{"id": "f", "type": "workflow", "workflow_id": w, "foreach": {"items": "${input.list}"}, "input_mapping": {"n": "${item}"}}])
+    import time
+    t = time.monotonic()
+    execution_id = (await engine.execute_workflow(top, {"list": list(range(50))}))["execution_id"]
+    result = await engine.get_execution_result(execution_id, wait=60)
+    print("RESULT", result["status"], result["error"], time.monotonic() - t)
+    assert result["output"] == [{"n": n} for n in range(50)]
