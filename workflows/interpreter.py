@@ -143,7 +143,7 @@ class InterpreterWorkflow(OperatorUpdates):
                 self._telling = asyncio.create_task(self._tell(progress, envelope))
             if progress.is_over:
                 return
-            if draining and progress.running == 0 and self._telling is None and progress.goes_on:
+            if draining and progress.running == 0 and self._telling is None and progress.may_carry:
                 await self._continue_as_new(progress, arguments, envelope)
                 continue
             await workflow.wait_condition(lambda: self._news or bool(self._runner.ended))
@@ -302,7 +302,8 @@ class InterpreterWorkflow(OperatorUpdates):
             await self._telling
         ending = progress.ending or Ending(ExecutionStatus.COMPLETED)
         if ending.status is ExecutionStatus.CANCELLED and self._native_cancel is None:
-            await self._request_native_cancel(self._signalled_cancel or "")
+            reason = self._signalled_cancel or (ending.cancel.reason if ending.cancel else None)
+            await self._request_native_cancel(reason or "")
         output: CallInput | None = None
         if ending.status is ExecutionStatus.COMPLETED:
             try:

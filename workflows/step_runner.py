@@ -16,6 +16,7 @@ from temporalio.exceptions import (
     ApplicationError,
     ChildWorkflowError,
     TimeoutType,
+    WorkflowAlreadyStartedError,
     is_cancelled_exception,
 )
 from temporalio.exceptions import (
@@ -61,6 +62,14 @@ _KINDS: Final[Mapping[str, Literal["agent", "input", "store", "unasked"]]] = {
     "store": "store",
     "unasked": "unasked",
 }
+
+
+MAX_CHILD_STARTS: Final = 30
+CHILD_START_PAUSE: Final = timedelta(seconds=1)
+
+
+class _ChildStillOpenError(Exception):
+    """A child's id belongs to an execution that does not end."""
 
 
 class StepRunner:
@@ -123,6 +132,8 @@ class StepRunner:
             self.ended.append((action, classify(error, action)))
         elif isinstance(error, ChildWorkflowError):
             self.ended.append((action, _child_failure(error)))
+        elif isinstance(error, _ChildStillOpenError):
+            self.ended.append((action, CallFailure("child", ErrorCode.CONFLICT, str(error), 0)))
         else:
             self.ended.append((action, error))
 
@@ -153,22 +164,31 @@ async def _run_child(action: StartChild, envelope: StartEnvelope) -> ChildResult
         parent=ParentLink(execution_id=info.workflow_id, step_id=step.id, depth=depth),
         version=child.version,
     )
-    result: ChildResult = await workflow.execute_child_workflow(
-        child.definition_id,
-        args=[action.input.inline, started],
-        id=action.child_id,
-        result_type=ChildResult,
-        cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
-        parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-        priority=Priority(priority_key=info.priority.priority_key) if info.priority else Priority.default,
-        static_summary=truncate_bytes(f"{action.summary} of {info.workflow_id}", MAX_SUMMARY_BYTES),
-    )
-    return result
+    for _ in range(MAX_CHILD_STARTS):
+        try:
+            result: ChildResult = await workflow.execute_child_workflow(
+                child.definition_id,
+                args=[action.input.inline, started],
+                id=action.child_id,
+                result_type=ChildResult,
+                cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
+                parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+                priority=Priority(priority_key=info.priority.priority_key) if info.priority else Priority.default,
+                static_summary=truncate_bytes(f"{action.summary} of {info.workflow_id}", MAX_SUMMARY_BYTES),
+            )
+        except WorkflowAlreadyStartedError:
+            # The child of a run that was reset is closing.
+            await workflow.sleep(CHILD_START_PAUSE, summary="the same child of an earlier run is still open")
+        else:
+            return result
+    raise _ChildStillOpenError(f"Execution {action.child_id} of an earlier run is still open; cancel it")
 
 
 def _child_failure(error: ChildWorkflowError) -> CallFailure:
     if is_cancelled_exception(error):
-        return _cancelled()
+        # By the run itself, or by somebody who cancelled the child alone: then the step has failed.
+        message = f"Execution {error.workflow_id} was cancelled"
+        return CallFailure("child", ErrorCode.AGENT_ERROR, message, 0, details={"execution_id": error.workflow_id})
     cause = error.cause
     if not isinstance(cause, ApplicationError):
         return CallFailure("child", ErrorCode.AGENT_ERROR, str(cause or error), 0)

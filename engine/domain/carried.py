@@ -48,6 +48,8 @@ class SettledStep(_Message):
     in_record: bool = False
     status: StepStatus = StepStatus.COMPLETED
     """``failed``: and the execution went on."""
+    is_continued: bool = True
+    """Of a failed step: whether the execution went on."""
     is_supplied: bool = False
     """Skipped by an operator who gave its output."""
     error: ErrorPayload | None = None
@@ -122,6 +124,8 @@ class CarriedEnding(_Message):
     error: ErrorPayload | None = None
     cancel: Cancellation | None = None
     cleanup_started_at: datetime | None = None
+    cancelled: list[str] = Field(default_factory=list[str])
+    """Steps that the end has cancelled."""
     compensations: list[str] = Field(default_factory=list[str])
     """Steps still to be undone, in that order."""
     failed: ErrorPayload | None = None

@@ -81,7 +81,7 @@ def _settled(step_id: str, state: StepState, room_bytes: int, *, keep: bool) -> 
     size_bytes = 0 if state.output is None else _carried_size(state.output, limit_bytes)
     is_small = state.output is not None and size_bytes <= limit_bytes
     has_output = keep and (state.has_run and not state.is_continued)
-    error = state.error if state.is_continued else None
+    error = state.error if state.status is StepStatus.FAILED else None
     if error is not None:
         details = {
             key: value for key, value in error.details.items() if key in ("reason", "step_id", "agent_id", "item")
@@ -94,6 +94,7 @@ def _settled(step_id: str, state: StepState, room_bytes: int, *, keep: bool) -> 
         output=state.output if has_output and is_small else None,
         in_record=has_output and not is_small,
         status=state.status,
+        is_continued=state.is_continued,
         is_supplied=state.is_supplied,
         is_reused=state.is_reused,
         error=error,
@@ -244,6 +245,7 @@ def _carried_ending(progress: ExecutionProgress) -> CarriedEnding | None:
         error=ending.error,
         cancel=ending.cancel,
         cleanup_started_at=None if cleanup is None else cleanup.started_at,
+        cancelled=[name for name, state in progress.steps.items() if state.status is StepStatus.CANCELLED],
         compensations=undo,
         failed=None if cleanup is None else cleanup.failed,
     )
@@ -309,7 +311,7 @@ def _restore_added(progress: ExecutionProgress, carried: CarriedState) -> None:
 def _restore_step(progress: ExecutionProgress, settled: SettledStep) -> None:
     state = progress.steps[settled.step_id]
     state.status = settled.status
-    state.is_continued = settled.status is StepStatus.FAILED
+    state.is_continued = settled.status is StepStatus.FAILED and settled.is_continued
     state.is_supplied = settled.is_supplied
     state.is_reused = settled.is_reused
     state.error = settled.error
@@ -328,6 +330,9 @@ def _restore_step(progress: ExecutionProgress, settled: SettledStep) -> None:
 
 def _restore_ending(progress: ExecutionProgress, ending: CarriedEnding) -> None:
     progress.ending = Ending(ending.status, ending.error, ending.cancel)
+    for step_id in ending.cancelled:
+        if step_id in progress.steps:
+            progress.steps[step_id].status = StepStatus.CANCELLED
     if ending.cleanup_started_at is None:
         return
     by_id = {step.compensation.id: step.compensation for step in progress.plan.steps if step.compensation is not None}

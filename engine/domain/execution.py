@@ -320,6 +320,8 @@ class ExecutionRecord(_Record):
     """The execution that this one is a rerun of."""
     rerun_steps: list[str] = Field(default_factory=list[str])
     """What runs again in a rerun; the other steps are reused."""
+    handoffs_taken: int = 0
+    handoffs_refused: int = 0
 
 
 class LiveStep(_Record):

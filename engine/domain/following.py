@@ -135,9 +135,9 @@ class Following:
 
     def _mapping(self, source_step: str, handoff: Handoff) -> JsonValue:
         """The template of a followed step's input: the keys that were handed over, or all of it."""
-        if not handoff.data_mapping:
-            return f"${{{handed_path(source_step, ()).text}}}"
         scope = OperandScope(self._values)
+        if not handoff.data_mapping:
+            return self._whole(source_step, scope)
         mapping: dict[str, JsonValue] = {}
         for key, target in handoff.data_mapping.items():
             path = handed_path(source_step, (key,))
@@ -149,6 +149,17 @@ class Following:
             if not isinstance(found, Missing):
                 mapping[target] = f"${{{path.text}}}"
         return mapping
+
+    def _whole(self, source_step: str, scope: OperandScope) -> JsonValue:
+        """All of what was handed over, key by key, so that more can be added; as one when it is large."""
+        path = handed_path(source_step, ())
+        try:
+            found = scope.lookup(path)
+        except Unavailable:
+            found = None
+        if not isinstance(found, dict):
+            return f"${{{path.text}}}"
+        return {key: f"${{{handed_path(source_step, (key,)).text}}}" for key in found}
 
 
 def next_agent(unit: Unit, failure: CallFailure, values: PlanValues, now: datetime) -> tuple[int | None, list[Event]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.domain.carried import CarriedGate
 from engine.domain.execution import Event, micros
+from engine.domain.expressions import json_size
 from engine.domain.gate import GateRecord, GateStatus
 from engine.domain.issues import IssueList, issue_details, summary
 from engine.domain.json_schema import check_value
@@ -29,6 +30,8 @@ ASK_ANSWERS: Final = ("retry", "skip", "fail")
 BUDGET_ANSWERS: Final = ("continue", "fail")
 MAX_BY_CHARS: Final = 200
 MAX_QUESTION_CHARS: Final = 4000
+MAX_DATA_BYTES: Final = 32 * 1024
+"""Most JSON of an answer's data: it becomes an output that every later run carries."""
 
 
 @dataclass(slots=True)
@@ -127,6 +130,11 @@ class Gates:
                     "at": None if record.at is None else format_instant(record.at),
                 },
             )
+        if json_size(data, limit=MAX_DATA_BYTES) > MAX_DATA_BYTES:
+            raise InvalidInputError(
+                f"The data of an answer has at most {MAX_DATA_BYTES // 1024} KiB; hand over a reference instead",
+                {"path": "data", "limit_bytes": MAX_DATA_BYTES},
+            )
         if answer not in record.allowed:
             raise InvalidInputError(
                 f"{answer[:200]} is no answer of gate {gate_id}; allowed are {', '.join(record.allowed)}",
@@ -171,7 +179,7 @@ class Gates:
         """Return all gates for the next run."""
         return [
             CarriedGate(
-                record=gate.record,
+                record=gate.record if gate.is_open else _without_content(gate.record),
                 failed=gate.failed if gate.is_open else None,
                 item=gate.unit.item if gate.unit else None,
                 n=gate.unit.state.n if gate.unit else 1,
@@ -246,3 +254,8 @@ class Gates:
     def _tell(self, gate: Gate, event_type: str, now: datetime, **data: JsonValue) -> None:
         shown: JsonObject = {"gate_id": gate.record.gate_id, **data}
         self.events.append(Event.at_instant(event_type, now, gate.record.gate_id, gate.record.step_id, **shown))
+
+
+def _without_content(record: GateRecord) -> GateRecord:
+    """What is needed of a gate that takes no answer any more: who has answered what, and when."""
+    return record.model_copy(update={"data": None, "form": None, "question": "", "assignees": []})

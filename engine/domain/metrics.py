@@ -60,6 +60,10 @@ class Aggregates(Protocol):
     @property
     def fallbacks(self) -> int: ...
     @property
+    def handoffs_taken(self) -> int: ...
+    @property
+    def handoffs_refused(self) -> int: ...
+    @property
     def usage(self) -> Usage: ...
 
 
@@ -169,7 +173,12 @@ _SHARED: Final[dict[str, Callable[[Aggregates], float | None]]] = {
     "cost_usd": lambda of: of.usage.cost_usd,
 }
 _FORMULAS: Final[dict[MetricSubject, dict[str, Callable[[Aggregates], float | None]]]] = {
-    "workflow": {"execution_count": lambda of: of.count, **_SHARED},
+    "workflow": {
+        "execution_count": lambda of: of.count,
+        **_SHARED,
+        "handoffs_taken": lambda of: of.handoffs_taken,
+        "handoffs_refused": lambda of: of.handoffs_refused,
+    },
     "agent": {"call_count": lambda of: of.count, **_SHARED},
 }
 METRIC_NAMES: Final[dict[MetricSubject, tuple[str, ...]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from engine.domain.execution import Event, ExecutionStatus, micros
 from engine.domain.gate import Transition
@@ -10,9 +10,12 @@ from engine.domain.gate import Transition
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from engine.domain.gate import GateRecord
     from engine.domain.progress import ExecutionProgress
 
 __all__ = ["News"]
+
+MAX_GATES_BYTES: Final = 128 * 1024
 
 
 class News:
@@ -57,7 +60,7 @@ class News:
         told, self._told_status = self._told_status, status
         if status is not told and status is ExecutionStatus.WAITING:
             self.events.append(Event.at_instant("execution.waiting", now))
-        gates, self._progress.gates.changed = list(self._progress.gates.changed.values()), {}
+        gates = self._take_gates()
         waiting, self._progress.work.waiting = self._progress.work.waiting, []
         return Transition(
             execution_id=self._progress.facts.execution_id,
@@ -73,3 +76,15 @@ class News:
     def tell_status(self) -> None:
         """The run before has told of the status that this one begins with."""
         self._told_status = self._progress.status
+
+    def _take_gates(self) -> list[GateRecord]:
+        """As many of the changed gates as one payload has room for, but one at least; the rest come next."""
+        changed = self._progress.gates.changed
+        taken: list[GateRecord] = []
+        room_bytes = MAX_GATES_BYTES
+        for gate_id in list(changed):
+            room_bytes -= len(changed[gate_id].model_dump_json())
+            if taken and room_bytes < 0:
+                break
+            taken.append(changed.pop(gate_id))
+        return taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 from engine.domain.conditions import parse_condition, parse_trigger
@@ -159,9 +160,12 @@ def failure_of(unit: Unit) -> JsonObject:
 
 def items_path(items: JsonValue) -> Path | None:
     """Return the path that a ``foreach`` reads its list from; None when the list is given."""
-    if not isinstance(items, str):
-        return None
-    return compile_template(items).paths[0]
+    return _only_path(items) if isinstance(items, str) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _only_path(text: str) -> Path:
+    return compile_template(text).paths[0]
 
 
 def condition_paths(step: PlanStep) -> list[Path]:

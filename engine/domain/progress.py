@@ -152,7 +152,7 @@ class ExecutionProgress:
     @property
     def has_ready(self) -> bool:
         """Whether a step could be dispatched now."""
-        return self.main.has_ready and self._may_start
+        return self.main.has_ready and self._may_call and self.failing is None
 
     @property
     def is_over(self) -> bool:
@@ -170,6 +170,11 @@ class ExecutionProgress:
         if self.ending is None and self.gates.open_gates:
             return ExecutionStatus.WAITING
         return ExecutionStatus.RUNNING
+
+    @property
+    def may_carry(self) -> bool:
+        """Whether the run may continue as new once nothing is scheduled."""
+        return self.goes_on or self.cleanup is not None
 
     def next_actions(self, now: datetime, *, draining: bool = False) -> list[Action]:
         """Say what to schedule: ready steps in definition order, within the window of pending calls and bytes.
@@ -189,7 +194,8 @@ class ExecutionProgress:
                 return actions
             if self._is_stopped and self.cleanup is None and not self.work.running and self._needs_cleanup:
                 self.open_clean_up(Cleanup(self, steps_to_undo(self), now))
-            window_bytes = self._dispatch(now, actions, window_bytes)
+            if not draining or self.cleanup is None:
+                window_bytes = self._dispatch(now, actions, window_bytes)
             if self.ending is None or self._is_stopped:
                 break
         if self.cleanup is not None and not self.cleanup.has_more and not self.work.running:
@@ -366,11 +372,6 @@ class ExecutionProgress:
     # Inside: dispatching.
 
     @property
-    def _may_start(self) -> bool:
-        """Whether a step of the graph may begin."""
-        return self._may_call and self.failing is None
-
-    @property
     def _may_call(self) -> bool:
         return self.ending is None and not self.is_paused and not self.spending.is_held
 
@@ -378,7 +379,7 @@ class ExecutionProgress:
     def _has_due_call(self) -> bool:
         if self.cleanup is not None:
             return bool(self.work.again) or self.cleanup.may_begin
-        return (bool(self.work.again) and self._may_call) or (self.main.has_ready and self._may_start)
+        return self.has_ready or (bool(self.work.again) and self._may_call)
 
     def _next_action(self, now: datetime) -> Action | None:
         if self.work.again:

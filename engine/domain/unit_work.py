@@ -245,7 +245,7 @@ class UnitWork:
         state = unit.state
         self.agent_calls -= 1
         self.decided = [*sent.decided, *self.decided]
-        if failure.kind == "cancelled" or self.listener.is_stopped(unit):
+        if self.listener.is_stopped(unit):
             self.cancel(unit, failure, now)
             return unit
         repeats = failure.kind == "unasked" or (failure.kind == "lost" and not unit.step.at_most_once)
@@ -262,8 +262,8 @@ class UnitWork:
 
     def end_failed(self, unit: Unit, failure: CallFailure, now: datetime) -> None:
         """Something that no agent did has failed, or was cancelled."""
-        if failure.kind == "cancelled" or self.listener.is_stopped(unit):
-            self.cancel(unit, failure, now)
+        if self.listener.is_stopped(unit):
+            self.cancel(unit, None, now)
         else:
             self.fail(unit, failure, now)
 

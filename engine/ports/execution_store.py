@@ -65,6 +65,9 @@ class Aggregates:
     """Attempts after the first of each logical call."""
     fallbacks: int = 0
     """Logical calls made to a fallback agent."""
+    handoffs_taken: int = 0
+    """Of the executions; an agent has none."""
+    handoffs_refused: int = 0
     usage: Usage = field(default_factory=Usage)
 
 

@@ -192,6 +192,7 @@ class PlanService:
             existing is not None
             and existing.run_id not in (None, request.run_id)
             and request.first_run_id == request.run_id
+            and not _is_same_child(existing, request)
         ):
             raise ConflictError(
                 f"The workflow id {request.execution_id} was used by an execution before; start with another one",
@@ -308,6 +309,12 @@ def _usable_agents(stored: DefinitionVersion, agents: dict[str, Agent], wanted: 
         if agent is None or agent.status != "active":
             raise AgentNotFoundError(agent_id, {"workflow_id": stored.definition_id})
     return {agent_id: agents[agent_id] for agent_id in wanted}
+
+
+def _is_same_child(existing: ExecutionRecord, request: LoadPlanInput) -> bool:
+    """Whether a closed execution was a child of the same parent, which was reset and starts it again."""
+    parent = request.parent
+    return parent is not None and existing.status.is_terminal and existing.parent_execution_id == parent.execution_id
 
 
 def new_record(

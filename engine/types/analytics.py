@@ -15,7 +15,7 @@ class TimeRange(TypedDict):
 
 
 class WorkflowMetrics(TypedDict):
-    """Answer of ``get_workflow_metrics``."""
+    """Answer of ``get_workflow_metrics``; ``handoffs_taken`` and ``handoffs_refused`` are a workflow's only."""
 
     workflow_id: str
     time_range: TimeRange

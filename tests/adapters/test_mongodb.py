@@ -209,6 +209,8 @@ async def filled(store: MongoExecutionStore, uri: str) -> AsyncGenerator[Any]:
                 created_at=NOW + seconds(number),
                 tags=["all", "third"] if number % 3 == 0 else ["all"],
                 usage=Usage(requests=1, cost_usd=0.5),
+                handoffs_taken=int(number % 50 == 2),
+                handoffs_refused=2 * int(number % 50 in (2, 3)),
             )
             for number in range(start, start + 100)
         ]
@@ -300,6 +302,7 @@ async def test_steps_and_metrics_are_read_from_their_indexes(filled: Any, store:
     pipelines = {
         "executions_by_definition": (analytics.workflow_pipeline("even", start, end), 100),
         "repeated_steps": (analytics.repeats_pipeline("even", start, end), 12),
+        "executions_with_handoffs": (analytics.handoffs_pipeline("even", start, end), 4),
         "steps_by_agent": (analytics.agent_pipeline("agent-a", NOW, end), 600),
     }
     for index, (pipeline, keys) in pipelines.items():
@@ -309,6 +312,7 @@ async def test_steps_and_metrics_are_read_from_their_indexes(filled: Any, store:
 
     found = await store.workflow_aggregates("even", start, end)
     assert (found.count, found.completed, found.retries, found.usage.cost_usd) == (100, 80, 4, 50.0)
+    assert (found.handoffs_taken, found.handoffs_refused) == (4, 8)
     assert found.durations == [10.0] * 80
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.adapters.codec import Codec
+from engine.adapters.packing import instant_text
 from engine.adapters.sqlite import (
     agent_graph,
     agent_store,
@@ -24,10 +25,12 @@ from engine.adapters.sqlite import (
 )
 from engine.adapters.sqlite.database import SqliteDatabase
 from engine.adapters.sqlite.execution_store import SqliteExecutionStore
+from engine.adapters.sqlite.schema import RECORDS, TENANT, Schema
 from engine.domain.execution import (
     Value,
 )
 from engine.errors import EngineError, StoreError
+from engine.ports.execution_store import Aggregates
 from tests.adapters.sqlite_samples import (
     NOW,
     execution,
@@ -303,6 +306,37 @@ async def test_lists_and_metrics_use_an_index_in_its_order(database: SqliteDatab
         assert "TEMP B-TREE" not in line, plan
     if statement in analytics.AGGREGATE_STATEMENTS:
         assert all("COVERING INDEX" in line for line in plan), plan
+
+
+async def test_executions_of_an_older_file_are_measured_with_the_new_ones(tmp_path: Path) -> None:
+    older = SqliteDatabase(tmp_path / "baton.db", Schema(RECORDS.migrations[:5]))
+    before = execution("flow-0").model_dump(mode="json", exclude={"handoffs_taken", "handoffs_refused"})
+    row = (TENANT, "flow-0", "flow", "failed", instant_text(NOW), 0, 0, 0, 0, 0, 0, 0, Codec().encode(before))
+    await older.write(
+        lambda plain: (
+            plain.execute(
+                """INSERT INTO executions (tenant, execution_id, definition_id, status, created_at, history_length,
+                   retries, fallbacks, requests, input_tokens, output_tokens, tool_calls, body)
+                   VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)""",
+                row,
+            )
+            and None
+        )
+    )
+    await older.aclose()
+
+    database = SqliteDatabase(tmp_path / "baton.db")
+    store = SqliteExecutionStore(database, Codec())
+    assert await store.workflow_aggregates("flow", NOW, NOW) == Aggregates(count=1, failed=1)
+    ended = execution("flow-1").model_copy(update={"handoffs_taken": 2, "handoffs_refused": 1})
+    await store.finalize_execution(ended, [])
+    found = await store.workflow_aggregates("flow", NOW, NOW)
+    assert (found.count, found.handoffs_taken, found.handoffs_refused) == (2, 2, 1)
+    await store.finalize_execution(execution("flow-0").model_copy(update={"handoffs_refused": 4}), [])
+    found = await store.workflow_aggregates("flow", NOW, NOW)
+    assert (found.count, found.handoffs_taken, found.handoffs_refused) == (2, 2, 5)
+    await database.aclose()
+    assert integrity(tmp_path / "baton.db") == "ok"
 
 
 async def test_bounds_and_position_are_both_in_the_index(database: SqliteDatabase) -> None:

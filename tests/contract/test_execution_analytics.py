@@ -115,6 +115,50 @@ async def test_only_an_executions_own_calls_of_agents_count(execution_store: Sto
     assert (whole.retries, whole.fallbacks, whole.usage) == (1, 0, usage)
 
 
+async def test_handoffs_are_summed_over_the_executions_in_the_range(execution_store: Store) -> None:
+    decided = [(0, 0), (2, 0), (0, 3), (1, 4), (50, 60)]
+    for number, (taken, refused) in enumerate(decided):
+        record = ended(
+            f"flow-{number}",
+            created_at=NOW + seconds(number),
+            status=ExecutionStatus.FAILED if number % 2 else ExecutionStatus.COMPLETED,
+            handoffs_taken=taken,
+            handoffs_refused=refused,
+        )
+        await execution_store.finalize_execution(record, [])
+        stored = await execution_store.get_execution(record.execution_id)
+        assert stored is not None
+        assert (stored.handoffs_taken, stored.handoffs_refused) == (taken, refused)
+    await execution_store.finalize_execution(ended("foreign", definition_id="other", handoffs_taken=9), [])
+    found = await execution_store.workflow_aggregates("flow", NOW, NOW + seconds(3))
+    assert (found.count, found.handoffs_taken, found.handoffs_refused) == (4, 3, 7)
+    found = await execution_store.workflow_aggregates("flow", NOW + seconds(1), NOW + seconds(2))
+    assert (found.count, found.handoffs_taken, found.handoffs_refused) == (2, 2, 3)
+    own = await execution_store.agent_aggregates("agent-a", NOW - DAY, NOW + DAY)
+    assert (own.handoffs_taken, own.handoffs_refused) == (0, 0)
+
+
+async def test_handoffs_count_once_whoever_writes_the_end(execution_store: Store) -> None:
+    async def counted() -> tuple[int, int, int]:
+        found = await execution_store.workflow_aggregates("flow", NOW - DAY, NOW + DAY)
+        return found.count, found.handoffs_taken, found.handoffs_refused
+
+    await execution_store.create_execution(execution(), None)
+    assert await counted() == (1, 0, 0)
+    for _ in range(2):
+        closing = ended(history_length=0, handoffs_taken=1, handoffs_refused=2)
+        await execution_store.record_last_steps([step()], closing)
+        assert await counted() == (1, 1, 2)
+    await execution_store.finalize_execution(ended(history_length=20, handoffs_taken=3, handoffs_refused=1), [])
+    assert await counted() == (1, 3, 1)
+    await execution_store.finalize_execution(ended(history_length=10, handoffs_taken=7), [])
+    assert await counted() == (1, 3, 1)
+    later = {"run_id": "run-2", "run_started_at": RUN_1 + seconds(50)}
+    await execution_store.record_steps([step(run_id="run-2", token=900)], RUN_1 + seconds(50))
+    await execution_store.finalize_execution(ended(**later), [])
+    assert await counted() == (1, 0, 0)
+
+
 async def test_steps_that_came_before_their_execution_count(execution_store: Store) -> None:
     calls = [step(attempts=3, status=StepStatus.FAILED), step(n=2, agent_id="agent-b")]
     await execution_store.record_steps(calls, RUN_1)

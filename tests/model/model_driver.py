@@ -156,14 +156,10 @@ class Driver:
             self.stop(address)
         while progress.news.has_transition:
             self.transition()
-        if not any(isinstance(action, ComputeValue) for action in self.active.values()):
+        is_carried = self.is_draining and not progress.is_over and not progress.running and progress.may_carry
+        if not is_carried and not any(isinstance(action, ComputeValue) for action in self.active.values()):
             self.note("quiet")
-        if (
-            self.is_draining
-            and not progress.is_over
-            and not progress.running
-            and not (progress.ending or progress.failing)
-        ):
+        if is_carried:
             self.carry()
             self.act()
 

@@ -117,6 +117,8 @@ AGGREGATES = Aggregates(
     durations=[1.0, 2.0, 3.0, 10.0],
     retries=5,
     fallbacks=3,
+    handoffs_taken=6,
+    handoffs_refused=8,
     usage=Usage(requests=7, input_tokens=100, output_tokens=20, tool_calls=2, cost_usd=0.5),
 )
 
@@ -136,6 +138,8 @@ def test_every_metric_of_a_workflow():
         "output_tokens": 20,
         "tool_calls": 2,
         "cost_usd": 0.5,
+        "handoffs_taken": 6,
+        "handoffs_refused": 8,
     }
 
 
@@ -172,6 +176,8 @@ def test_a_percentile_is_the_nearest_rank(durations: list[float]):
     [
         (["succes_rate"], "metrics[0]", "success_rate"),
         (["success_rate", "execution_count"], "metrics[1]", "call_count"),
+        (["handoffs_taken"], "metrics[0]", "call_count"),
+        (["call_count", "handoffs_refused"], "metrics[1]", "call_count"),
         ([3], "metrics[0]", "call_count"),
         ("success_rate", "metrics", "success_rate"),
     ],

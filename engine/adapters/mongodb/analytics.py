@@ -1,7 +1,8 @@
 """Metrics as aggregations over indexes that hold all they read, summed on the server by day.
 
 The days are only there to keep each answer's list of durations small. A workflow's retries and fallbacks are asked of
-the steps that had any, which have an index of their own, and of their executions by ``_id``.
+the steps that had any, which have an index of their own, and of their executions by ``_id``; so are handoffs of the
+executions that decided any.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ from engine.ports.execution_store import Aggregates
 if TYPE_CHECKING:
     from engine.adapters.mongodb.connection import MongoDatabase
 
-__all__ = ["agent_aggregates", "agent_pipeline", "repeats_pipeline", "workflow_aggregates", "workflow_pipeline"]
+__all__ = [
+    "agent_aggregates",
+    "agent_pipeline",
+    "handoffs_pipeline",
+    "repeats_pipeline",
+    "workflow_aggregates",
+    "workflow_pipeline",
+]
 
 _CLOCKS_DIFFER: Final = timedelta(days=1)
 """A step starts after its execution was created, by another machine's clock."""
 _MICROSECOND: Final = timedelta(microseconds=1)
 
-_COUNTS: Final = ("count", "completed", "failed", "cancelled", "retries", "fallbacks")
+_HANDOFFS: Final = ("handoffs_taken", "handoffs_refused")
+_COUNTS: Final = ("count", "completed", "failed", "cancelled", "retries", "fallbacks", *_HANDOFFS)
 _USAGE: Final = ("requests", "input_tokens", "output_tokens", "tool_calls")
 
 
@@ -60,6 +69,17 @@ def repeats_pipeline(definition_id: str, start: datetime, end: datetime) -> list
     ]
 
 
+def handoffs_pipeline(definition_id: str, start: datetime, end: datetime) -> list[Document]:
+    """Return the aggregation over the executions of a definition with handoffs, for ``executions_with_handoffs``."""
+    chosen = {
+        "tenant": TENANT,
+        "has_handoffs": True,
+        "definition_id": definition_id,
+        "position": _created(start, end),
+    }
+    return [{"$match": chosen}, {"$group": {"_id": None, **{name: {"$sum": f"${name}"} for name in _HANDOFFS}}}]
+
+
 def agent_pipeline(agent_id: str, start: datetime, end: datetime) -> list[Document]:
     """Return the aggregation over the calls of an agent, for the index ``steps_by_agent``."""
     between = {"$gte": instant_text(start), "$lte": instant_text(end)}
@@ -75,8 +95,12 @@ async def workflow_aggregates(
     days = await database.run(
         lambda: database.aggregate("executions", workflow_pipeline(*chosen), "executions_by_definition")
     )
-    repeats = await database.run(lambda: database.aggregate("executions", repeats_pipeline(*chosen), "repeated_steps"))
-    return _aggregates(days, repeats)
+
+    async def ask_the_few() -> list[Document]:
+        repeats = await database.aggregate("executions", repeats_pipeline(*chosen), "repeated_steps")
+        return repeats + await database.aggregate("executions", handoffs_pipeline(*chosen), "executions_with_handoffs")
+
+    return _aggregates(days, await database.run(ask_the_few))
 
 
 async def agent_aggregates(database: MongoDatabase, agent_id: str, start: datetime, end: datetime) -> Aggregates:
@@ -91,9 +115,9 @@ def _created(start: datetime, end: datetime) -> Document:
     return {"$gte": instant_text(start), "$lt": instant_text(end + _MICROSECOND)}
 
 
-def _aggregates(days: list[Document], repeats: list[Document]) -> Aggregates:
+def _aggregates(days: list[Document], rare: list[Document]) -> Aggregates:
     def total(name: str) -> int:
-        return sum(cast("int", document.get(name, 0)) for document in (*days, *repeats))
+        return sum(cast("int", document.get(name, 0)) for document in (*days, *rare))
 
     is_priced = total("priced") > 0
     durations = [duration for day in days for duration in cast("list[float | None]", day["durations"])]

@@ -93,6 +93,12 @@ def execution_document(codec: Codec, record: ExecutionRecord) -> Document:
     }
     if record.options.tags:
         document["tags"] = record.options.tags
+    if record.handoffs_taken or record.handoffs_refused:
+        document |= {
+            "has_handoffs": True,
+            "handoffs_taken": record.handoffs_taken,
+            "handoffs_refused": record.handoffs_refused,
+        }
     return document
 
 

@@ -54,6 +54,12 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
             *("kind", "tenant", "definition_id", "position", "created_on", "status", "duration", *_USAGE),
             of=_EXECUTION,
         ),
+        # Few decide handoffs, and an index that databases have already keeps its keys.
+        _index(
+            "executions_with_handoffs",
+            *("tenant", "has_handoffs", "definition_id", "position", "handoffs_taken", "handoffs_refused"),
+            of={"has_handoffs": True},
+        ),
         _index("open_executions", "tenant", "is_open", "position", of=_OPEN),
         _index("executions_by_tag", "tenant", "tags", "position", of={"tags": {"$exists": True}}),
         _index(

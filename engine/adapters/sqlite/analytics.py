@@ -1,13 +1,15 @@
 """Metrics from an index that holds all they need; the rows themselves are never visited.
 
 Sums and durations are two passes, which the database's two readers make side by side. Durations come as one JSON text
-of whole microseconds: fetching 100,000 rows one by one takes longer than reading them.
+of whole microseconds: fetching 100,000 rows one by one takes longer than reading them. Handoffs are asked of the few
+executions that decided any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
 
 from engine.adapters.sqlite.schema import TENANT
@@ -28,6 +30,9 @@ _WORKFLOW_DURATIONS = """SELECT json_group_array(CAST(duration * 1000000 + 0.5 A
     FROM executions INDEXED BY executions_by_definition
     WHERE tenant = ? AND definition_id = ? AND created_at BETWEEN ? AND ?
         AND status = 'completed' AND duration IS NOT NULL"""
+_WORKFLOW_HANDOFFS = """SELECT sum(handoffs_taken), sum(handoffs_refused)
+    FROM executions INDEXED BY executions_with_handoffs
+    WHERE tenant = ? AND definition_id = ? AND created_at BETWEEN ? AND ? AND handoffs_taken + handoffs_refused > 0"""
 _AGENT = """SELECT count(*), sum(status = 'completed'), sum(status = 'failed'), sum(status = 'cancelled'),
         sum(retries), sum(fallback), sum(requests), sum(input_tokens), sum(output_tokens), sum(tool_calls),
         sum(cost_usd)
@@ -38,13 +43,20 @@ _AGENT_DURATIONS = """SELECT json_group_array(CAST(duration * 1000000 + 0.5 AS I
     WHERE tenant = ? AND agent_id = ? AND started_at BETWEEN ? AND ?
         AND status = 'completed' AND duration IS NOT NULL"""
 
-AGGREGATE_STATEMENTS: Final = (_WORKFLOW, _WORKFLOW_DURATIONS, _AGENT, _AGENT_DURATIONS)
+AGGREGATE_STATEMENTS: Final = (_WORKFLOW, _WORKFLOW_DURATIONS, _WORKFLOW_HANDOFFS, _AGENT, _AGENT_DURATIONS)
 """Every statement of a metric, so that a test can look at their plans."""
 
 
 async def workflow_aggregates(database: SqliteDatabase, definition_id: str, start: str, end: str) -> Aggregates:
     """Aggregate the executions of a definition that were created in ``[start, end]`` (texts of instants)."""
-    return await _aggregates(database, _WORKFLOW, _WORKFLOW_DURATIONS, (TENANT, definition_id, start, end))
+    chosen = (TENANT, definition_id, start, end)
+    # Asked first, because it is mostly over at once: the long passes then have both readers.
+    handoffs, aggregates = await asyncio.gather(
+        database.read(lambda connection: connection.execute(_WORKFLOW_HANDOFFS, chosen).fetchone()),
+        _aggregates(database, _WORKFLOW, _WORKFLOW_DURATIONS, chosen),
+    )
+    taken, refused = cast("tuple[int | None, int | None]", handoffs)
+    return replace(aggregates, handoffs_taken=taken or 0, handoffs_refused=refused or 0)
 
 
 async def agent_aggregates(database: SqliteDatabase, agent_id: str, start: str, end: str) -> Aggregates:

@@ -42,15 +42,16 @@ _StoredRow: TypeAlias = "tuple[str, str, bytes, str, str | None, str | None, str
 # Steps may be there before their execution, when Temporal started it and its record came late.
 _INSERT = """INSERT INTO executions
     (definition_id, status, created_at, started_at, run_id, run_started_at, history_length, duration,
-     requests, input_tokens, output_tokens, tool_calls, cost_usd, body, tenant, execution_id, retries, fallbacks)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
-        (SELECT coalesce(sum(retries), 0) FROM steps WHERE tenant = ?15 AND execution_id = ?16),
-        (SELECT coalesce(sum(fallback), 0) FROM steps WHERE tenant = ?15 AND execution_id = ?16))
+     requests, input_tokens, output_tokens, tool_calls, cost_usd, handoffs_taken, handoffs_refused, body,
+     tenant, execution_id, retries, fallbacks)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
+        (SELECT coalesce(sum(retries), 0) FROM steps WHERE tenant = ?17 AND execution_id = ?18),
+        (SELECT coalesce(sum(fallback), 0) FROM steps WHERE tenant = ?17 AND execution_id = ?18))
     ON CONFLICT DO NOTHING"""
 _REPLACE = """UPDATE executions SET
         definition_id = ?, status = ?, created_at = ?, started_at = ?, run_id = ?, run_started_at = ?,
         history_length = ?, duration = ?, requests = ?, input_tokens = ?, output_tokens = ?, tool_calls = ?,
-        cost_usd = ?, body = ?
+        cost_usd = ?, handoffs_taken = ?, handoffs_refused = ?, body = ?
     WHERE tenant = ? AND execution_id = ?"""
 _ADD_TAG = """INSERT INTO execution_tags (tenant, tag, created_at, execution_id) VALUES (?, ?, ?, ?)
     ON CONFLICT DO NOTHING"""
@@ -109,6 +110,8 @@ def execution_row(codec: Codec, record: ExecutionRecord) -> ExecutionRow:
         usage.output_tokens,
         usage.tool_calls,
         usage.cost_usd,
+        record.handoffs_taken,
+        record.handoffs_refused,
         pack(codec, record),
         TENANT,
         record.execution_id,

@@ -213,6 +213,16 @@ _CLEAN_UP = (
     "ALTER TABLE definition_agents ADD COLUMN is_clean_up INTEGER NOT NULL DEFAULT 0",
 )
 
+_MEASURES = (
+    # Behind the body, and never read from there: the index has all that a metric asks of them. Most executions decide
+    # no handoff, and they neither stand in it nor pay for it.
+    "ALTER TABLE executions ADD COLUMN handoffs_taken INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE executions ADD COLUMN handoffs_refused INTEGER NOT NULL DEFAULT 0",
+    """CREATE INDEX executions_with_handoffs
+        ON executions (tenant, definition_id, created_at, handoffs_taken, handoffs_refused)
+        WHERE handoffs_taken + handoffs_refused > 0""",
+)
+
 RECORDS: Final = Schema(
     migrations=(
         (*_DEFINITIONS, *_AGENTS, *_HANDOFFS, *_EXECUTIONS, *_ARTIFACTS, "PRAGMA user_version = 1"),
@@ -220,7 +230,7 @@ RECORDS: Final = Schema(
         (*_CONTEXT, "PRAGMA user_version = 3"),
         (*_USES, "PRAGMA user_version = 4"),
         (*_MEMORY, "PRAGMA user_version = 5"),
-        (*_GATES, *_CLEAN_UP, "PRAGMA user_version = 6"),
+        (*_GATES, *_CLEAN_UP, *_MEASURES, "PRAGMA user_version = 6"),
     )
 )
 """Definitions, agents, handoffs, executions, gates, artifacts, leases, context items: the truth."""
