@@ -333,8 +333,7 @@ class ExecutionProgress:
         if unit.item is not None:
             self.items.ended(unit, now)
             return
-        cleanup = self.cleanup
-        if cleanup is None or not cleanup.complete(unit):
+        if self.cleanup is None or not self.cleanup.complete(unit):
             self.settle(unit.step, now)
 
     def unit_failed(self, unit: Unit, now: datetime) -> None:

@@ -22,12 +22,13 @@ __all__ = ["rebuilt_reply"]
 _MARK: Final = "\x00"
 
 
-def rebuilt_reply(mapping: JsonValue, output: JsonValue) -> tuple[JsonValue, bool]:
+def rebuilt_reply(mapping: JsonValue, output: JsonValue, handed: JsonValue = None) -> tuple[JsonValue, bool]:
     """Return the reply as far as it is known, and whether that is all of it.
 
     Args:
         mapping: the step's ``output_mapping``; None when it has none.
         output: what the step put out.
+        handed: what handoffs and ``repeat_until`` read of the reply overlaid by the output, as the record keeps it.
     """
     if mapping is None:
         return output, True
@@ -38,6 +39,10 @@ def rebuilt_reply(mapping: JsonValue, output: JsonValue) -> tuple[JsonValue, boo
     for segments, value in found:
         reply = _with_value(reply, segments, copy.deepcopy(value))
     is_whole = any(not segments for segments, _ in found)
+    if not is_whole and isinstance(handed, dict) and isinstance(reply, (dict, Missing)):
+        mapped = output if isinstance(output, dict) else {}
+        of_reply = {key: value for key, value in handed.items() if key not in mapped}
+        reply = {**({} if isinstance(reply, Missing) else reply), **copy.deepcopy(of_reply)}
     return ({} if isinstance(reply, Missing) else reply), is_whole
 
 
