@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from engine.domain.definition import WorkflowDefinition
-from engine.domain.definition_reads import step_dependencies
+from engine.domain.definition_graph import COMPENSATE, FOLLOWED
+from engine.domain.definition_reads import all_steps, step_dependencies
 from engine.domain.paths import MISSING, Missing, render_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engine.domain.json import JsonObject, JsonValue
-    from engine.testing.recording import RecordedStep, Recording
+    from engine.testing.recording import RecordedCall, RecordedStep, Recording
 
 __all__ = ["PathDifference", "PathStep", "RunComparison", "ValueDifference", "compare_runs"]
 
@@ -115,9 +116,11 @@ class RunComparison:
 def compare_runs(before: Recording, after: Recording) -> RunComparison:
     """Compare two finished runs: the steps that ran, and status, outputs and errors.
 
-    Messages of errors are not compared, nor are attempts, times and usage. The inputs of steps are where both know
-    them (recorded with the option ``trace``), except of steps that recall context: a replay has no memory of others.
+    Messages of errors are not compared, nor are attempts, times and usage: the instant of an answer counts as that of
+    the other run. The inputs of steps are compared where both know them (recorded with the option ``trace``), except
+    of steps that recall context: a replay has no memory of others.
     """
+    after = _at_the_instants_of(before, after)
     steps_before, steps_after = _path(before), _path(after)
     by_id_before = {step.step_id: step for step in steps_before}
     by_id_after = {step.step_id: step for step in steps_after}
@@ -144,30 +147,74 @@ def compare_runs(before: Recording, after: Recording) -> RunComparison:
     return RunComparison(tuple(steps_before), tuple(steps_after), tuple(path), result)
 
 
+def _at_the_instants_of(before: Recording, after: Recording) -> Recording:
+    """The later run with the earlier one's instants wherever an approval's answer is told."""
+    instants: dict[str, str] = {}
+    for step in WorkflowDefinition.model_validate(after.definition).steps:
+        if step.approval is not None and step.id in before.steps and step.id in after.steps:
+            old, new = before.steps[step.id].output, after.steps[step.id].output
+            if isinstance(old, dict) and isinstance(new, dict):
+                old_at, new_at = old.get("at"), new.get("at")
+                if isinstance(old_at, str) and isinstance(new_at, str):
+                    instants[new_at] = old_at
+    if not instants:
+        return after
+    text = after.model_dump_json()
+    for new_at, old_at in instants.items():
+        text = text.replace(new_at, old_at)
+    return after.model_validate_json(text)
+
+
 def _path(run: Recording) -> list[PathStep]:
-    """The run's steps, each behind those that it waits for."""
+    """The run's steps, each behind those that it waits for; at last what the run itself added."""
     definition = WorkflowDefinition.model_validate(run.definition)
-    order = {step.id: place for place, step in enumerate(definition.steps)}
     waits_for: dict[str, list[str]] = {}
-    for step in definition.steps:
-        waits_for[step.id] = step_dependencies(step, order)
+    for steps in (definition.steps, definition.final_steps):
+        order = {step.id: place for place, step in enumerate(steps)}
+        found = {step.id: step_dependencies(step, order) for step in steps}
+        waits_for |= {step_id: found[step_id] for step_id in _in_order(found)}
+    for step_id in sorted(run.steps.keys() - waits_for.keys()):
+        waits_for[step_id] = _source_of(step_id)
+    return [
+        _path_step(step_id, run.steps[step_id], after) for step_id, after in waits_for.items() if step_id in run.steps
+    ]
+
+
+def _in_order(waits_for: dict[str, list[str]]) -> list[str]:
     placed: dict[str, None] = {}
     while len(placed) < len(waits_for):
         ready = [step_id for step_id in waits_for if step_id not in placed and placed.keys() >= set(waits_for[step_id])]
         placed.update(dict.fromkeys(ready))
         if not ready:
             break
-    return [_path_step(step_id, run.steps[step_id], waits_for[step_id]) for step_id in placed if step_id in run.steps]
+    return list(placed)
+
+
+def _source_of(step_id: str) -> list[str]:
+    """The step that an added one follows or undoes."""
+    if step_id.endswith(COMPENSATE):
+        return [step_id.removesuffix(COMPENSATE)]
+    source, _, _ = step_id.rpartition(FOLLOWED)
+    return [source] if source else []
 
 
 def _path_step(step_id: str, step: RecordedStep, waits_for: list[str]) -> PathStep:
-    failed = [call.agent_id for call in step.calls[:-1] if call.failure is not None]
-    return PathStep(step_id, step.status, step.agent_id, tuple(failed), tuple(waits_for))
+    units: dict[int | None, list[RecordedCall]] = {}
+    for call in step.calls:
+        units.setdefault(call.item, []).append(call)
+    # An item's last call is its end, and what ended before it fell back.
+    fell_back = [
+        call.agent_id
+        for _, calls in sorted(units.items(), key=lambda unit: -1 if unit[0] is None else unit[0])
+        for call in calls[:-1]
+        if call.failure is not None
+    ]
+    return PathStep(step_id, step.status, step.agent_id, tuple(fell_back), tuple(waits_for))
 
 
 def _recalling(run: Recording) -> set[str]:
     definition = WorkflowDefinition.model_validate(run.definition)
-    return {step.id for step in definition.steps if step.context is not None}
+    return {step.id for step in all_steps(definition) if step.context is not None}
 
 
 def _step_differences(
@@ -176,10 +223,18 @@ def _step_differences(
     place = (step_id,)
     yield from _differences("steps", (*place, "output"), before.output, after.output)
     yield from _differences("steps", (*place, "error"), _error(before.error), _error(after.error))
-    if not with_input or not before.calls or not after.calls:
-        return
-    if before.calls[-1].has_input and after.calls[-1].has_input:
-        yield from _differences("steps", (*place, "input"), before.calls[-1].input, after.calls[-1].input)
+    if with_input:
+        old_calls, new_calls = _last_calls(before), _last_calls(after)
+        for item in (item for item in old_calls if item in new_calls):
+            old, new = old_calls[item], new_calls[item]
+            if old.has_input and new.has_input:
+                of_item = (*place, "input") if item is None else (*place, "items", item, "input")
+                yield from _differences("steps", of_item, old.input, new.input)
+
+
+def _last_calls(step: RecordedStep) -> dict[int | None, RecordedCall]:
+    """The last call of the step or of each of its items."""
+    return {call.item: call for call in step.calls}
 
 
 def _error(error: JsonObject | None) -> JsonValue:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.domain.definition import WorkflowDefinition
 from engine.domain.definition_reads import all_steps
 from engine.domain.execution import StepStatus
 from engine.domain.ids import call_address
@@ -32,10 +31,9 @@ if TYPE_CHECKING:
     from engine.facade import WorkflowEngine
     from engine.testing.run_records import CallRecord, RunRecords
 
-__all__ = ["RecordedCall", "RecordedGate", "RecordedHandoff", "RecordedStep", "Recording", "recorded_definition"]
+__all__ = ["RecordedCall", "RecordedGate", "RecordedHandoff", "RecordedStep", "Recording"]
 
 FORMAT_VERSION: Final = 2
-_HEAD = ("workflow_id", "status", "version", "content_hash", "created_at", "updated_at")
 _UNASKED_CODE: Final = "invalid_input"
 """Code of a step whose input could not be made, so that no agent was asked."""
 _BREACH: Final = "budget.exceeded"
@@ -108,6 +106,8 @@ class RecordedStep(_Part):
     reason: str | None = None
     completed_at: str | None = None
     calls: list[RecordedCall] = Field(default_factory=list[RecordedCall])
+    is_reused: bool = False
+    """Whether a rerun has kept it from an earlier run, so that nothing undoes it."""
 
 
 class Recording(_Part):
@@ -134,7 +134,7 @@ class Recording(_Part):
     """The first made first."""
     gates: list[RecordedGate] = Field(default_factory=list[RecordedGate])
     """The first opened first."""
-    children: dict[str, Recording] = Field(default_factory=lambda: dict[str, Recording]())
+    children: dict[str, Recording] = Field(default_factory=dict[str, "Recording"])
     """Call of a step of type ``workflow`` (``step.1``, ``step[3].1``) to the execution that it made."""
     budget: JsonObject | None = None
     """What the execution's options limited."""
@@ -154,11 +154,9 @@ class Recording(_Part):
 
         Raises:
             InvalidInputError: it is still open.
-            NotFoundError: no such execution, or its workflow was deleted.
+            NotFoundError: no such execution, or the store has lost its workflow.
         """
         result = await engine.get_execution_result(execution_id)
-        stored = await engine.get_workflow(result["workflow_id"], version=result["version"])
-        definition = recorded_definition(cast("Mapping[str, JsonValue]", stored))
         stored_input = await engine.get_execution_input(execution_id) if input_data is None else dict(input_data)
         run = await read_run(engine, execution_id)
         children = await _recorded_children(engine, run, cls.take)
@@ -167,19 +165,19 @@ class Recording(_Part):
             execution_id=execution_id,
             workflow_id=result["workflow_id"],
             version=result["version"],
-            definition=definition,
+            definition=run.definition.to_dict(),
             input=cast("JsonObject", stored_input),
             status=result["status"],
             output=result["output"],
             error=cast("JsonObject | None", result["error"]),
-            steps=_recorded_steps(result, run, WorkflowDefinition.model_validate(definition)),
+            steps=_recorded_steps(result, run),
             handoffs=[_recorded_handoff(handoff) for handoff in run.handoffs],
             gates=[
                 RecordedGate.model_validate(gate.model_dump(mode="json", include=set(RecordedGate.model_fields)))
                 for gate in run.gates
             ],
             children=children,
-            budget=budget and budget.model_dump(mode="json", exclude_none=True),
+            budget=budget and budget.model_dump(mode="json", exclude_none=True, exclude={"on_breach"}),
             breaches=[str(event.data.get("limit")) for event in run.execution.events if event.type == _BREACH],
         )
 
@@ -227,15 +225,8 @@ class Recording(_Part):
             raise InvalidInputError(f"{path} is no whole recording: {place}: {first['msg']}", details) from error
 
 
-def recorded_definition(stored: Mapping[str, JsonValue]) -> JsonObject:
-    """Return the part of ``get_workflow``'s answer that ``create_workflow`` takes."""
-    return {key: value for key, value in stored.items() if key not in _HEAD and value not in (None, [], {})}
-
-
-def _recorded_steps(
-    result: types.ExecutionResult, run: RunRecords, definition: WorkflowDefinition
-) -> dict[str, RecordedStep]:
-    mappings = {step.id: step.output_mapping for step in all_steps(definition)}
+def _recorded_steps(result: types.ExecutionResult, run: RunRecords) -> dict[str, RecordedStep]:
+    mappings = {step.id: step.output_mapping for step in all_steps(run.definition)}
     calls: dict[str, list[RecordedCall]] = {}
     for call in run.calls:
         recorded = _recorded_call(call, mappings.get(call.record.step_id))
@@ -250,6 +241,7 @@ def _recorded_steps(
             reason=step["reason"],
             completed_at=step["completed_at"],
             calls=calls.get(step_id, []),
+            is_reused="reused_from" in step,
         )
         for step_id, step in result["steps"].items()
     }

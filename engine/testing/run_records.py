@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 
 from engine.calls.base import on_own_loop
 from engine.domain.plan import ExecutionPlan
-from engine.errors import ExecutionNotFoundError, StoreError
+from engine.errors import DefinitionNotFoundError, ExecutionNotFoundError, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.domain.definition import WorkflowDefinition
     from engine.domain.execution import ExecutionRecord, StepRecord
     from engine.domain.gate import GateRecord
     from engine.domain.handoff import Handoff
     from engine.domain.json import JsonValue
     from engine.domain.plan import PlanEdge
     from engine.facade import WorkflowEngine
+    from engine.ports.execution_store import ExecutionStore
 
 __all__ = ["CallRecord", "RunRecords", "read_run"]
 
@@ -39,6 +43,8 @@ class RunRecords:
     """One run."""
 
     execution: ExecutionRecord
+    definition: WorkflowDefinition
+    """Of the version that ran."""
     calls: list[CallRecord]
     """The earliest first."""
     gates: list[GateRecord]
@@ -53,6 +59,7 @@ async def read_run(engine: WorkflowEngine, execution_id: str) -> RunRecords:
 
     Raises:
         ExecutionNotFoundError: there is no such execution.
+        DefinitionNotFoundError: the store does not have its version.
         StoreError: the store is not there, or has lost the plan.
     """
     stores = engine._session().stores  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # read like a call of the engine
@@ -65,7 +72,9 @@ async def read_run(engine: WorkflowEngine, execution_id: str) -> RunRecords:
     records = await stores.executions.list_steps(execution_id)
     # What a rerun has kept was called in another run, where its turns and items are.
     for kept in [record for record in records if record.reused_from is not None]:
-        paid = [one for one in await stores.executions.list_steps(kept.reused_from or "") if one.step_id == kept.step_id]
+        paid = [
+            one for one in await stores.executions.list_steps(kept.reused_from or "") if one.step_id == kept.step_id
+        ]
         if paid:
             records = [record for record in records if record is not kept] + paid
     records.sort(key=lambda record: (record.token, record.n))
@@ -78,19 +87,27 @@ async def read_run(engine: WorkflowEngine, execution_id: str) -> RunRecords:
         )
         for record in records
     ]
-    events = [*execution.events, *(event for record in records for event in record.events)]
-    opened = [event for event in sorted(events, key=lambda event: event.id) if event.type == "gate.opened"]
-    gate_ids = dict.fromkeys(str(event.data["gate_id"]) for event in opened)
-    gates = [await stores.executions.get_gate(execution_id, gate_id) for gate_id in gate_ids]
     plan = ExecutionPlan.model_validate_json(encoded)
-    return RunRecords(execution, calls, [gate for gate in gates if gate is not None], _handoffs(plan))
+    return RunRecords(execution, stored.definition, calls, gates, _handoffs(plan))
+
+
+async def _gates(executions: ExecutionStore, record: ExecutionRecord, step_ids: set[str] | None) -> list[GateRecord]:
+    """The gates that a run has opened, those of some steps only unless None."""
+    opened = [
+        event
+        for event in sorted(record.events, key=lambda event: event.id)
+        if event.type == "gate.opened" and (step_ids is None or event.step_id in step_ids)
+    ]
+    gate_ids = dict.fromkeys(str(event.data["gate_id"]) for event in opened)
+    gates = [await executions.get_gate(record.execution_id, gate_id) for gate_id in gate_ids]
+    return [gate for gate in gates if gate is not None]
 
 
 def _handoffs(plan: ExecutionPlan) -> list[Handoff | PlanEdge]:
     """Every handoff of a plan once, in an order that holds in each of its lists."""
-    lists: list[list[Handoff | PlanEdge]] = [[*plan.handoffs], [*plan.escalations]]
+    lists: list[Sequence[Handoff | PlanEdge]] = [plan.handoffs, plan.escalations]
     for step in plan.steps:
-        lists += [[*step.edges], [*step.escalations], [*step.follows]]
+        lists += [step.edges, step.escalations, step.follows]
     found: dict[str, Handoff | PlanEdge] = {}
     order: TopologicalSorter[str] = TopologicalSorter()
     for handoffs in lists:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from engine import AgentFailure, FailureReason, WorkflowEngine
 from engine.domain.agent import PlanAgent
 from engine.domain.agent_call import AgentInvocation
 from engine.domain.expressions import RootsScope, compile_template
+from engine.domain.ids import call_address
 from engine.errors import InvalidInputError
 from engine.testing import Recording, ReplayAgentInvoker, ScriptedAgentInvoker, compare_runs, replay_recording
 from engine.testing.comparison import PathStep
@@ -267,7 +269,7 @@ async def test_large_values_are_recorded_whole(record, replay):
         (None, "can't be read"),
         ("{", "no valid JSON"),
         ("[]", "no recording"),
-        ('{"format": "baton-recording", "format_version": 2}', "update it"),
+        ('{"format": "baton-recording", "format_version": 3}', "update it"),
         ('{"format": "baton-recording", "format_version": 1}', "no whole recording: execution_id"),
         ('{"format": "baton-recording", "format_version": 1, "input": NaN}', "can't be used: input"),
     ],
@@ -328,8 +330,12 @@ async def test_several_calls_of_a_step_are_told_apart_by_input_and_else_by_order
     invoker = ReplayAgentInvoker(recording)
     agent = PlanAgent(agent_id="agent-writer", version=1, kind="python", config={}, tools=[])
 
+    calls = Counter()
+
     async def answer(step_id, given, attempt=1):
-        seen = SimpleNamespace(step_id=step_id, attempt=attempt)
+        calls[step_id] += attempt == 1
+        key = f"e/run/{call_address(step_id, None, calls[step_id])}"
+        seen = SimpleNamespace(execution_id="e", step_id=step_id, attempt=attempt, idempotency_key=key)
         return (await invoker.invoke_agent(AgentInvocation(agent, given, seen))).output
 
     assert [await answer("by_input", {"n": n}) for n in (2, 1, 2)] == ["b", "a", "b"]
