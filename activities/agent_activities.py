@@ -324,6 +324,8 @@ class _Attempt:
             usage=closing.usage + record.usage,
             warnings=[*closing.warnings, *record.warnings],
             step_ids=closing.step_ids,
+            handoffs_taken=closing.handoffs_taken,
+            handoffs_refused=closing.handoffs_refused,
         )
         return terminal_record(request, bare_output(record.output), None, None)
 
@@ -394,10 +396,7 @@ class _Attempt:
     ) -> StepRecord:
         events = self.events
         if completed_at is not None:
-            done = Event.at_instant(
-                "step.completed", completed_at, self.address, self.call.step_id, agent_id=self.call.agent.agent_id
-            )
-            events = [*events, done]
+            events = [*events, self._event("step.completed", completed_at, agent_id=self.call.agent.agent_id)]
         return StepRecord(
             execution_id=self.call.execution_id,
             run_id=self.run_id,
@@ -427,23 +426,19 @@ class _Attempt:
         )
 
     def _outcome(self, record: StepRecord) -> StepOutcome:
-        outcome = StepOutcome(
+        return StepOutcome(
             output=record.output or Value(),
+            usage=record.usage,
+            attempts=record.attempts,
             started_at=record.started_at or self.started_at,
             completed_at=record.completed_at or self.started_at,
             token=record.token,
+            decided_recorded=self.decided_recorded,
+            warnings=record.warnings,
+            handed=record.handed,
         )
-        # What is as by default takes no room in history.
-        more = {
-            "usage": None if record.usage == Usage() else record.usage,
-            "attempts": None if record.attempts == 1 else record.attempts,
-            "warnings": record.warnings or None,
-            "handed": record.handed,
-            "decided_recorded": None if self.decided_recorded else False,
-        }
-        return outcome.model_copy(update={name: value for name, value in more.items() if value is not None})
 
-    def _event(self, event_type: str, **data: JsonValue) -> Event:
+    def _event(self, event_type: str, at: datetime | None = None, **data: JsonValue) -> Event:
         if self.call.item is not None:
             data = {**data, "item": self.call.item}
-        return Event.at_instant(event_type, self.started_at, self.address, self.call.step_id, **data)
+        return Event.at_instant(event_type, at or self.started_at, self.address, self.call.step_id, **data)

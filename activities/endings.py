@@ -53,6 +53,8 @@ def terminal_record(
         warnings=request.warnings,
         usage=request.usage,
         events=[*request.events, end],
+        handoffs_taken=request.handoffs_taken,
+        handoffs_refused=request.handoffs_refused,
     )
 
 

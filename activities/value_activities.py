@@ -22,7 +22,7 @@ from engine.domain.operands import declare, missing_path
 from engine.errors import EngineError, ErrorCode, LimitExceededError, StoreError
 
 if TYPE_CHECKING:
-    from engine.domain.json import JsonValue
+    from engine.domain.json import JsonObject, JsonValue
     from engine.domain.messages import CollectInput
     from engine.ports.artifact_store import ArtifactStore
     from engine.ports.execution_store import ExecutionStore
@@ -80,7 +80,8 @@ class ValueActivities:
     async def _record(self, request: ComputeInput, outcome: StepOutcome) -> None:
         blank = request.record
         address = call_address(blank.step_id, blank.item, blank.n)
-        ended = Event.at_instant("step.completed", outcome.completed_at, address, blank.step_id)
+        data: JsonObject = {} if blank.item is None else {"item": blank.item}
+        ended = Event.at_instant("step.completed", outcome.completed_at, address, blank.step_id, **data)
         record = blank.model_copy(
             update={
                 "token": outcome.token,

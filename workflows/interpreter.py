@@ -18,9 +18,9 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from engine.domain.actions import CallFailure, ComputeValue, InvokeAgent, StartChild, StartTimer
-    from engine.domain.execution import Cancellation, ErrorPayload, ExecutionStatus, Value
+    from engine.domain.execution import Cancellation, ErrorPayload, ExecutionStatus, StepRecord, Value
     from engine.domain.expressions import MissingPathError
-    from engine.domain.gate import Transition
+    from engine.domain.gate import GateRecord, Transition
     from engine.domain.json import JsonValue
     from engine.domain.messages import (
         ACTIVITY_FINALIZE,
@@ -59,6 +59,7 @@ with workflow.unsafe.imports_passed_through():
 R = TypeVar("R")
 
 _MAX_REASON_BYTES: Final = 2000
+MAX_TOLD_CHANGES: Final = 4
 
 
 @workflow.defn(dynamic=True)
@@ -258,7 +259,7 @@ class InterpreterWorkflow(OperatorUpdates):
         if envelope.deadline_at is not None:
             left = envelope.deadline_at - workflow.now()
             if left.total_seconds() > 0:
-                await workflow.sleep(left, summary="deadline")
+                await workflow.sleep(left, summary="deadline of the execution")
             self._deadline_passed = True
             self._news = True
 
@@ -345,7 +346,7 @@ class InterpreterWorkflow(OperatorUpdates):
             warnings=progress.warnings,
             step_ids=progress.step_ids,
             events=progress.news.take_events(),
-        )
+        ).model_copy(update=progress.admissions.counts)
         return await self._local_then_remote(ACTIVITY_FINALIZE, request, FinalizeResult, "record the end")
 
     async def _request_native_cancel(self, reason: str) -> None:
@@ -405,11 +406,25 @@ def _returned(output: Value, progress: ExecutionProgress, envelope: StartEnvelop
 
 def _transition_summary(change: Transition) -> str:
     """What the timeline of Temporal's UI says of a change."""
-    told = [f"gate {gate.gate_id} {gate.status}" for gate in change.gates[:3]]
+    told = [_gate_summary(gate) for gate in change.gates]
     if change.status is not None:
-        told.append(change.status.value)
-    told += [f"{step.step_id} {step.status}" for step in change.steps[:3] if not change.gates]
+        told.append(f"execution {change.status}")
+    if not change.gates:
+        told += [f"{_address(step)} {step.status}" for step in change.steps]
+    left_out = len(told) - MAX_TOLD_CHANGES
+    if left_out > 0:
+        told = [*told[:MAX_TOLD_CHANGES], f"{left_out} more"]
     return "record: " + (", ".join(told) or "events")
+
+
+def _gate_summary(gate: GateRecord) -> str:
+    if gate.status == "answered":
+        return f"gate {gate.gate_id} answered {gate.answer} by {gate.by or 'nobody named'}"
+    return f"gate {gate.gate_id} {'opened' if gate.status == 'open' else gate.status}"
+
+
+def _address(step: StepRecord) -> str:
+    return step.step_id if step.item is None else f"{step.step_id}[{step.item}]"
 
 
 def _upsert_search_attributes(loaded: LoadPlanResult) -> None:

@@ -58,8 +58,8 @@ class ExecutionCalls(Calls):
         """Return where an execution stands, never older than a second while it is open."""
         session = self._session()
         view = await session.reads.read_status(text(execution_id, "execution_id"))
-        is_waiting = view.state.execution.status is ExecutionStatus.WAITING
-        gates = await session.operators.open_gate_ids(execution_id) if is_waiting else None
+        may_ask = view.state.execution.status in (ExecutionStatus.WAITING, ExecutionStatus.PAUSED)
+        gates = await session.operators.open_gate_ids(execution_id) if may_ask else None
         return answers.execution_status(view, gates)
 
     @on_own_loop

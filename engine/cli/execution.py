@@ -230,13 +230,22 @@ def _print_status(answer: Mapping[str, object]) -> None:
     print_steps(part(answer, "steps"))
 
 
+_SAVINGS = {
+    "agent_calls": "agent calls {:,}",
+    "tokens": "tokens {:,}",
+    "cost_usd": "USD {:,.4f}",
+    "seconds": "{:,.0f} s",
+}
+
+
 def _print_preview(answer: Mapping[str, object]) -> None:
-    saves = [f"{name.replace('_', ' ')} {value}" for name, value in part(answer, "saves").items() if value is not None]
+    saved = part(answer, "saves")
+    saves = [form.format(saved[name]) for name, form in _SAVINGS.items() if saved.get(name)]
     print_fields(
         {
             "runs again": shown(answer.get("rerun")) or "-",
             "keeps": shown(answer.get("reused")) or "-",
-            "saves": ", ".join(saves),
+            "saves": ", ".join(saves) or "-",
         }
     )
 

@@ -41,7 +41,7 @@ From the checkout there are two more:
 Exit codes:
   0  ok
   1  the execution failed or was cancelled; verify, regress: something differs
-  2  invalid input, an unknown id or a missing file
+  2  invalid input, an unknown id, a conflict or a missing file
   3  configuration, or something is not installed
   4  Temporal or a store can't be reached
   130  interrupted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 
 _RESULT_SECONDS = 30
 """Between the last event and the stored result lies one write."""
+
+_SKIPPED = {
+    "join": "what it depends on did not complete",
+    "handoff": "no handoff to it was taken",
+    "when": "its condition does not hold",
+    "operator": "skipped by an operator",
+}
+"""Reason of a skipped step to words; `baton execution explain` has the values."""
+
+_HANDOFF_KEYS = ("handoff_id", "source_step", "source_agent_id", "target_agent_id", "target_step")
+"""Of a handoff's event what its line says in other words, or is too long for it."""
 
 _COLOURS = {
     "completed": "green",
@@ -37,7 +49,12 @@ def _event_line(event: Mapping[str, object]) -> str:
     kind = str(event["type"])
     colour = _COLOURS.get(kind.rpartition(".")[2])
     data = part(event, "data")
-    told = [_told(name, value) for name, value in data.items() if value not in (None, "", [], {})]
+    hidden = _HANDOFF_KEYS if kind.startswith("handoff.") else ()
+    told = [
+        _told(name, value) for name, value in data.items() if value not in (None, "", [], {}) and name not in hidden
+    ]
+    if hidden:
+        told = [f"from {shown(data.get('source_step'))} to {shown(data.get('target_agent_id'))}", *told]
     where = shown(event.get("step_id"))
     cells = [f"{kind:<20}", f"{where:<16}", *told] if told else [f"{kind:<20}", where] if where else [kind]
     return "  ".join([str(event["at"])[11:19], click.style(cells[0], fg=colour), *cells[1:]])
@@ -45,15 +62,15 @@ def _event_line(event: Mapping[str, object]) -> str:
 
 def _told(name: str, value: object) -> str:
     if isinstance(value, dict):
-        error = cast("dict[str, object]", value)
-        return shown(error.get("message", error))
+        found = cast("dict[str, object]", value)
+        if name == "values":
+            return ", ".join(f"{path} = {json.dumps(read, ensure_ascii=False)}" for path, read in found.items())
+        return shown(found.get("message", found))
     return shown(value) if name in {"text", "message"} else f"{name}={shown(value)}"
 
 
 def print_result(result: Mapping[str, object]) -> None:
     """Write an execution's result for people: what ran, what each step did, the error, the output."""
-    import json
-
     duration = result.get("duration")
     took = f" in {duration:.1f} s" if isinstance(duration, int | float) else ""
     print_fields(
@@ -87,11 +104,19 @@ def print_steps(steps: Mapping[str, object]) -> None:
                 shown(step.get("agent_id")),
                 shown(step.get("attempts")),
                 _time_text(step),
-                _error_text(step.get("error")) or shown(step.get("reason")),
+                _note(step),
             ]
         )
     click.echo()
     print_table(["STEP", "STATUS", "AGENT", "ATTEMPTS", "TIME", "NOTE"], rows)
+
+
+def _note(step: Mapping[str, object]) -> str:
+    reason = shown(step.get("reason"))
+    if step.get("status") == "cancelled":
+        return ""
+    told = _error_text(step.get("error")) or _SKIPPED.get(reason, reason)
+    return told or ("kept from the execution before" if step.get("reused_from") else "")
 
 
 def _time_text(step: Mapping[str, object]) -> str:

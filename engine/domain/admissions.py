@@ -36,10 +36,14 @@ class Admissions:
 
     Attributes:
         must_join: whether a step was skipped, or failed without ending the execution; only then a join can refuse.
+        taken: how many handoffs were, of all kinds.
+        refused: how many were not.
     """
 
     def __init__(self, facts: RunFacts, states: Mapping[str, StepState], values: PlanValues) -> None:
         self.must_join = False
+        self.taken = 0
+        self.refused = 0
         self._facts = facts
         self._states = states
         self._values = values
@@ -58,6 +62,17 @@ class Admissions:
         if admission.handoffs:
             self._with_handoffs[step.id] = admission
         return admission
+
+    def count(self, taken: list[bool]) -> None:
+        """Count handoffs that were decided."""
+        self.taken += sum(taken)
+        self.refused += len(taken) - sum(taken)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts by the names of the record's fields; nothing when there are none."""
+        counts = {"handoffs_taken": self.taken, "handoffs_refused": self.refused}
+        return counts if any(counts.values()) else {}
 
     def readmit(self, steps: list[PlanStep]) -> None:
         """Decide again about steps that an earlier run has admitted: their later calls want what was handed over."""
@@ -87,6 +102,11 @@ class Admissions:
                 if is_there:
                     added.setdefault(target, f"${{{path.text}}}")
         return added
+
+    def handed_by(self, step: PlanStep) -> list[str]:
+        """Return the agents whose handoffs to a step were taken."""
+        admission = self._with_handoffs.get(step.id)
+        return [] if admission is None else [edge.source_agent_id for edge in admission.mappings]
 
     def events(self, step: PlanStep, now: datetime) -> list[Event]:
         """Return a line for each handoff that was taken or refused before the step's first call.

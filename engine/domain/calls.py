@@ -131,6 +131,8 @@ class Calls:
             summary += f" (fallback {state.choice} of {len(step.agents) - 1})"
         if state.iteration > 1:
             summary += f" (turn {state.iteration})"
+        if call.n > 1 and state.iteration == 1 and not state.choice:
+            summary += f" (call {call.n})"
         if call.resumed:
             summary += _LOST
         return InvokeAgent(

@@ -157,4 +157,6 @@ class CarriedState(_Message):
     grants: BudgetLimits | None = None
     """What operators have added to the budget."""
     breaches: int = 0
+    handoffs_taken: int = 0
+    handoffs_refused: int = 0
     ending: CarriedEnding | None = None

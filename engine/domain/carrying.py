@@ -167,6 +167,8 @@ def carry(progress: ExecutionProgress) -> CarriedState:
         calls=progress.budget.calls,
         grants=progress.budget.grants,
         breaches=progress.budget.breaches,
+        handoffs_taken=progress.admissions.taken,
+        handoffs_refused=progress.admissions.refused,
         ending=_carried_ending(progress),
     )
 
@@ -273,6 +275,8 @@ def restore(progress: ExecutionProgress, carried: CarriedState) -> None:
     progress.is_paused = carried.paused
     progress.budget.calls = carried.calls
     progress.budget.breaches = carried.breaches
+    progress.admissions.taken = carried.handoffs_taken
+    progress.admissions.refused = carried.handoffs_refused
     if carried.grants is not None:
         progress.budget.grants = carried.grants
     _restore_added(progress, carried)
@@ -378,7 +382,7 @@ def _restore_units(progress: ExecutionProgress, carried: CarriedState) -> None:
         progress.gates.restore(gate, unit)
         due_at = gate.record.expires_at
         if gate.record.status == "open" and unit is not None and due_at is not None:
-            name = f"{unit.step.name}: time for an answer"
+            name = f"gate {gate.record.gate_id} expires"
             progress.due.append(work.waits.start_timer(gate.record.gate_id + EXPIRES, unit, due_at, name))
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Following", "next_agent"]
 
 MAX_ID_CHARS: Final = 200
+MAX_TOLD_REFUSALS: Final = 3
 SOURCE_OUTPUT: Final = "source_output"
 
 
@@ -35,11 +36,13 @@ class Following:
     Attributes:
         added: the steps so far, in the order in which they may begin.
         queued: step id to those that begin one after another once it is over.
+        refused: step id to the first of its handoffs that this run has not followed, in words.
     """
 
     def __init__(self, plan: ExecutionPlan, values: PlanValues) -> None:
         self.added: list[PlanStep] = []
         self.queued: dict[str, list[PlanStep]] = {}
+        self.refused: dict[str, list[str]] = {}
         self._plan = plan
         self._values = values
 
@@ -63,6 +66,8 @@ class Following:
                 known.add(target)
                 chosen = parallel if handoff.handoff_type == "parallel" else in_turn
                 chosen.append(self._step(step, handoff, target))
+            elif len(words := self.refused.setdefault(step.id, [])) < MAX_TOLD_REFUSALS:
+                words.append(f"not to {handoff.target_agent_id}: {refusal}")
             told.append(
                 handoff_event(
                     now,

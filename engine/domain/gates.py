@@ -120,8 +120,9 @@ class Gates:
             )
         record = gate.record
         if not gate.is_open:
+            stands = f" {record.answer} by {record.by or 'nobody named'}" if record.status == "answered" else ""
             raise ConflictError(
-                f"Gate {gate_id} is {record.status}; an answer is taken once",
+                f"Gate {gate_id} is {record.status}{stands}; an answer is taken once",
                 {
                     "gate_id": gate_id,
                     "status": record.status,

@@ -201,6 +201,8 @@ class ClosingCall(_Message):
     """The plan's steps."""
     usage: Usage = Field(default_factory=Usage)
     """Of all calls before."""
+    handoffs_taken: int = 0
+    handoffs_refused: int = 0
     warnings: list[ExecutionWarning] = Field(default_factory=list[ExecutionWarning])
 
 
@@ -359,6 +361,8 @@ class FinalizeInput(_Message):
     """The plan's steps and those that the run has added, so that live state can be made anew."""
     events: list[Event] = Field(default_factory=list[Event])
     """Of the execution, before its end, that were not told yet."""
+    handoffs_taken: int = 0
+    handoffs_refused: int = 0
 
 
 class FinalizeResult(_Message):

@@ -49,10 +49,17 @@ class News:
         progress = self._progress
         is_open = progress.ending is None
         # What waits for siblings to end has no call that would take its record along.
-        is_late = progress.work.must_tell or progress.failing is not None
+        is_late = progress.work.must_tell or progress.failing is not None or self._is_waiting
         is_held_up = is_open and is_late and bool(progress.decided)
         has_new_status = is_open and progress.status is not self._told_status
         return has_new_status or is_held_up or bool(progress.gates.changed or progress.work.waiting)
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Whether only people, or time, are waited for: no call comes soon that would take records along."""
+        progress = self._progress
+        waits = progress.is_paused or bool(progress.work.timers) or bool(progress.gates.open_gates)
+        return waits and progress.running == 0
 
     def take_transition(self, now: datetime) -> Transition:
         """Hand over what has changed beside agents' calls."""

@@ -332,8 +332,7 @@ class ExecutionProgress:
         """A step, or an item of one, has its output."""
         if unit.item is not None:
             self.items.ended(unit, now)
-            return
-        if self.cleanup is None or not self.cleanup.complete(unit):
+        elif self.cleanup is None or not self.cleanup.complete(unit):
             self.settle(unit.step, now)
 
     def unit_failed(self, unit: Unit, now: datetime) -> None:
@@ -365,8 +364,8 @@ class ExecutionProgress:
         has_more = step.repeat or step.foreach or step.follows or plan.final_steps
         if not is_last or has_more or not self.news.is_quiet or len(plan.steps) > MAX_CLOSING_STEPS:
             return None
-        ids = self.step_ids
-        return ClosingCall(plan_hash=self.facts.plan_hash, step_ids=ids, usage=self.usage, warnings=self.warnings)
+        told = {"usage": self.usage, "warnings": self.warnings, **self.admissions.counts}
+        return ClosingCall(plan_hash=self.facts.plan_hash, step_ids=self.step_ids).model_copy(update=told)
 
     # Inside: dispatching.
 
@@ -424,6 +423,7 @@ class ExecutionProgress:
             self.work.fail_input(Unit(step, state), str(error), error.path.text, now)
             self.end_when_idle()
             return False
+        self.admissions.count([decision.is_taken for decision in admission.handoffs])
         if admission.refused_by is None:
             return True
         state.n += 1
@@ -472,6 +472,7 @@ class ExecutionProgress:
         except TooLargeToDecideError as error:
             self.warn("handoff_undecided", f"The handoffs from step {step.id} were not followed: {error}", step)
             return
+        self.admissions.count([event.type == "handoff.taken" for event in told])
         self.news.events += told
         for following in begun:
             self.add_step(following)

@@ -365,6 +365,7 @@ class UnitWork:
         except TooLargeToDecideError as error:
             choice, told = None, []
             state.error = state.error.model_copy(update={"message": f"{state.error.message}; {error}"})
+        self._admissions.count([event.type == "handoff.taken" for event in told])
         before = [*self.events_before(unit, now), *told]
         if choice is not None:
             self.decided.append(self.records.of_failure(unit, failure, now, "step.fell_back", before))

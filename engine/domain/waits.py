@@ -93,7 +93,7 @@ class Waits:
         due_at = gate.record.expires_at
         if due_at is None:
             return None
-        return self.start_timer(gate.record.gate_id + EXPIRES, unit, due_at, f"{unit.name}: time for an answer")
+        return self.start_timer(gate.record.gate_id + EXPIRES, unit, due_at, f"gate {gate.record.gate_id} expires")
 
     def timer_fired(self, address: str, now: datetime) -> Action | None:
         """A timer has come to its instant."""

@@ -178,13 +178,14 @@ class OperatorService:
     async def _over(self, record: ExecutionRecord, argument: JsonObject) -> ConflictError:
         """The error for an act on an execution that is over; for an answer, with the one that stands."""
         details: dict[str, object] = {"execution_id": record.execution_id, "status": record.status.value}
+        message = f"Execution {record.execution_id} is {record.status}; it takes no orders any more"
         if isinstance(gate_id := argument.get("gate_id"), str):
             gate = await self.get_gate(record.execution_id, gate_id)
             at = None if gate.at is None else format_instant(gate.at)
             details |= {"gate_id": gate_id, "status": gate.status, "answer": gate.answer, "by": gate.by, "at": at}
-        return ConflictError(
-            f"Execution {record.execution_id} is {record.status}; it takes no orders any more", details
-        )
+            if gate.answer is not None and gate.by is not None:
+                message += f"; gate {gate_id} was answered {gate.answer} by {gate.by}"
+        return ConflictError(message, details)
 
     async def _record(self, execution_id: str) -> ExecutionRecord:
         record = await self._executions.get_execution(execution_id)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from engine.domain.definition import WorkflowDefinition
-from engine.domain.definition_reads import agent_ids_of, step_dependencies
+from engine.domain.definition_reads import agent_ids_of, all_steps, step_dependencies
 from engine.errors import ErrorCode, InvalidInputError
 from engine.testing.timeline import is_clean_up, runs_of
 
@@ -67,9 +67,14 @@ def _unplayable(run: Recording) -> str | None:
         return "it passed its deadline, and a replay takes no time"
     if "seconds" in run.breaches:
         return "it reached the limit of its budget's seconds, and a replay takes no time"
+    definition = WorkflowDefinition.model_validate(run.definition)
+    loops = {step.id for step in all_steps(definition) if step.repeat_until is not None}
     for step_id, step in run.steps.items():
         if step.status == "cancelled" and is_clean_up(run, step_id):
             return f"step {step_id} was cut off by cleanup_timeout, and a replay takes no time"
+        is_stopped = step_id in loops and definition.on_failure == "finish" and run.status == "failed"
+        if is_stopped and any(call.is_cancelled for call in step.calls):
+            return f"step {step_id} was stopped between two turns by on_failure, and its last reply is not kept"
     return None
 
 

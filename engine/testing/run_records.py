@@ -69,14 +69,20 @@ async def read_run(engine: WorkflowEngine, execution_id: str) -> RunRecords:
     encoded = await stores.executions.get_plan(execution.plan_hash)
     if encoded is None:
         raise StoreError(f"The plan {execution.plan_hash} of execution {execution_id} is not in the store; restore it")
+    stored = await stores.definitions.get_definition(execution.definition_id, execution.version)
+    if stored is None:
+        raise DefinitionNotFoundError(execution.definition_id, execution.version)
     records = await stores.executions.list_steps(execution_id)
-    # What a rerun has kept was called in another run, where its turns and items are.
-    for kept in [record for record in records if record.reused_from is not None]:
-        paid = [
-            one for one in await stores.executions.list_steps(kept.reused_from or "") if one.step_id == kept.step_id
-        ]
-        if paid:
-            records = [record for record in records if record is not kept] + paid
+    gates = await _gates(stores.executions, execution, None)
+    # What a rerun has kept was called in another run, where its turns, items and gates are.
+    kept = {record.step_id: record.reused_from for record in records if record.reused_from is not None}
+    for payer_id in dict.fromkeys(kept.values()):
+        payer = await stores.executions.get_execution(payer_id)
+        paid = {step_id for step_id, of_step in kept.items() if of_step == payer_id}
+        if payer is not None:
+            records = [record for record in records if record.step_id not in paid]
+            records += [record for record in await stores.executions.list_steps(payer_id) if record.step_id in paid]
+            gates = [*await _gates(stores.executions, payer, paid), *gates]
     records.sort(key=lambda record: (record.token, record.n))
     calls = [
         CallRecord(

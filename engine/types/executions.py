@@ -154,7 +154,7 @@ class ExecutionStatus(TypedDict):
     stale: NotRequired[bool]
     cancel: NotRequired[Cancel]
     gates: NotRequired[list[str]]
-    """The open gates by their ids, oldest first, while the execution is waiting."""
+    """The open gates by their ids, oldest first, while the execution is waiting or paused."""
 
 
 class ExecutionPage(TypedDict):
