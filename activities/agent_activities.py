@@ -426,17 +426,21 @@ class _Attempt:
         )
 
     def _outcome(self, record: StepRecord) -> StepOutcome:
-        return StepOutcome(
+        outcome = StepOutcome(
             output=record.output or Value(),
-            usage=record.usage,
-            attempts=record.attempts,
             started_at=record.started_at or self.started_at,
             completed_at=record.completed_at or self.started_at,
             token=record.token,
-            decided_recorded=self.decided_recorded,
-            warnings=record.warnings,
-            handed=record.handed,
         )
+        # What is as by default takes no room in history.
+        more = {
+            "usage": None if record.usage == Usage() else record.usage,
+            "attempts": None if record.attempts == 1 else record.attempts,
+            "warnings": record.warnings or None,
+            "handed": record.handed,
+            "decided_recorded": None if self.decided_recorded else False,
+        }
+        return outcome.model_copy(update={name: value for name, value in more.items() if value is not None})
 
     def _event(self, event_type: str, at: datetime | None = None, **data: JsonValue) -> Event:
         if self.call.item is not None:

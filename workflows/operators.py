@@ -14,8 +14,9 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
+    from engine.domain.expressions import json_size
     from engine.domain.gates import MAX_BY_CHARS
-    from engine.domain.json import JsonObject, JsonValue
+    from engine.domain.json import JsonObject, JsonValue, json_fault
     from engine.domain.metrics import format_instant
     from engine.errors import ConflictError, EngineError, InvalidInputError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["act", "answer", "check_act", "check_answer", "check_pause", "check_resume", "pause", "resume"]
 
 MAX_TEXT_CHARS = 2000
+MAX_ARGUMENT_BYTES = 64 * 1024
 _ANSWER = ("gate_id", "answer", "data", "by")
 _SHORT_ANSWER = ("gate_id", "data", "by")
 _PAUSE = ("by", "reason")
@@ -119,6 +121,11 @@ def _answered(progress: ExecutionProgress, gate: Gate, answer: str, data: JsonVa
 def _object(argument: JsonValue, known: tuple[str, ...]) -> JsonObject:
     if argument is None:
         return {}
+    fault = json_fault(argument, "argument")
+    if fault is not None:
+        raise InvalidInputError(f"{fault}; pass plain JSON", {"path": ""})
+    if json_size(argument, limit=MAX_ARGUMENT_BYTES) > MAX_ARGUMENT_BYTES:
+        raise InvalidInputError(f"The argument has at most {MAX_ARGUMENT_BYTES // 1024} KiB", {"path": ""})
     if not isinstance(argument, dict):
         raise InvalidInputError(f"Give one object with {', '.join(known)}", {"path": ""})
     for key in argument:

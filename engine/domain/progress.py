@@ -447,9 +447,8 @@ class ExecutionProgress:
     def settle(self, step: PlanStep, now: datetime, *, has_failed: bool = False) -> None:
         """A step is over; what waited for it alone may begin."""
         state = self.steps[step.id]
-        cleanup = self.cleanup
-        if cleanup is not None and self._owned_by_cleanup(Unit(step, state)):
-            cleanup.frontier.settle(step.id)
+        if (frontier := self.frontier_of(step)) is not self.main:
+            frontier.settle(step.id)
             return
         if step.follows and not has_failed and state.status is not StepStatus.SKIPPED and self.goes_on:
             self.follow(step, state, now)

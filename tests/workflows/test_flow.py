@@ -184,6 +184,8 @@ async def test_a_handoff_runs_the_next_step_or_keeps_it_from_running(
     else:
         assert (result["steps"]["build"]["status"], result["steps"]["build"]["reason"]) == ("skipped", "handoff")
         assert "plan_complete" in handoff["reason"]
+    counted = await engine.get_workflow_metrics(result["workflow_id"], metrics=["handoffs_taken", "handoffs_refused"])
+    assert counted["metrics"] == {"handoffs_taken": int(done), "handoffs_refused": int(not done)}
     wanted = "handoff.taken" if done else "handoff.refused"
     assert wanted in [event["type"] for event in await told(engine, execution_id)]
 

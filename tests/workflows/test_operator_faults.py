@@ -115,7 +115,11 @@ async def test_gates_and_waits_outlive_a_change_of_runs(engine_factory: EngineFa
     await until_open(engine, execution_id, 2)
     await engine.answer_gate(execution_id, "a.1", "approve", by="ann")
     await churn(engine, execution_id)
-    assert len(await runs_of(short_runs.client, execution_id)) > 1
+
+    async def has_changed() -> bool:
+        return len(await runs_of(short_runs.client, execution_id)) > 1
+
+    await until(has_changed, "a later run")
     with pytest.raises(EngineError) as caught:
         await engine.answer_gate(execution_id, "a.1", "reject", by="bob")
     assert (caught.value.code, caught.value.details["answer"]) == (ErrorCode.CONFLICT, "approve")
