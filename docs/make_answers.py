@@ -41,7 +41,7 @@ def page() -> str:
         name: shape
         for module in _MODULES
         for name, shape in vars(module).items()
-        if is_typeddict(shape) and shape.__module__ == module.__name__
+        if not name.startswith("_") and is_typeddict(shape) and shape.__module__ == module.__name__
     }
     meanings = _meanings()
     parts = [_INTRODUCTION, "## Calls\n", *_table(("call", "answer"), _calls(shapes)), "", "## Shapes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from engine.domain.metrics import format_instant
 
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["workflow", "workflow_diff", "workflow_item"]
 
+_WRITTEN_FIELDS: Final = (
+    "input_schema",
+    "defaults",
+    "output_mapping",
+    "handoffs",
+    "max_handoffs",
+    "on_failure",
+    "budget",
+    "finally",
+    "cleanup_timeout",
+)
+"""Fields that are shown when the definition says something else than the default."""
+
 
 def workflow(stored: DefinitionVersion) -> types.Workflow:
     """Answer of ``get_workflow``."""
@@ -20,7 +33,7 @@ def workflow(stored: DefinitionVersion) -> types.Workflow:
     head = workflow_item(stored)
     answer: dict[str, object] = {**head, "steps": content["steps"]}
     del answer["step_count"]
-    for key in ("input_schema", "defaults", "output_mapping", "handoffs", "on_failure"):
+    for key in _WRITTEN_FIELDS:
         if content.get(key) is not None:
             answer[key] = content[key]
     return answer  # pyright: ignore[reportReturnType] # built key by key from the definition

@@ -321,6 +321,7 @@ class UnitWork:
                 return
             if not is_done and state.iteration < repeat.max_iterations:
                 if not self.listener.may_go_on(unit):
+                    state.n += 1
                     self.cancel(unit, None, now)
                     return
                 state.iteration += 1

@@ -38,7 +38,11 @@ class Validation(TypedDict):
     issues: list[Issue]
 
 
-class Workflow(TypedDict):
+# ``finally`` is a keyword, which the class form can't name.
+_WithFinally = TypedDict("_WithFinally", {"finally": NotRequired[list[JsonObject]]})
+
+
+class Workflow(_WithFinally):
     """Answer of ``get_workflow``: the definition's fields and where it stands."""
 
     workflow_id: str
@@ -57,6 +61,9 @@ class Workflow(TypedDict):
     input_schema: NotRequired[JsonObject]
     defaults: NotRequired[JsonObject]
     output_mapping: NotRequired[JsonObject]
+    max_handoffs: NotRequired[int]
+    budget: NotRequired[JsonObject]
+    cleanup_timeout: NotRequired[float]
 
 
 class WorkflowItem(TypedDict):
