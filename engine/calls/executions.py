@@ -45,7 +45,8 @@ class ExecutionCalls(Calls):
         """Start an execution and return at once.
 
         ``execution_options``: ``priority`` (high, normal, low), ``timeout`` (seconds for the whole), ``trace``,
-        ``idempotency_key`` (the same key and input return the same execution), ``version``, ``tags``.
+        ``idempotency_key`` (the same key and input return the same execution), ``version``, ``tags``, ``budget`` (which
+        narrows the definition's).
         """
         session = self._session()
         start = parse_options(document(execution_options, "execution_options"))

@@ -34,7 +34,9 @@ class WorkflowCalls(Calls):
     ) -> str:
         """Store a workflow and return its id: a slug of the name unless ``workflow_id`` is given.
 
-        ``fields`` are the definition's other fields: ``input_schema``, ``defaults``, ``output_mapping``.
+        ``fields`` are the definition's other fields: ``input_schema``, ``defaults``, ``output_mapping``, ``handoffs``,
+        ``max_handoffs``, ``on_failure``, ``budget``, ``cleanup_timeout`` and ``finally``, which Python takes as
+        ``**{"finally": [...]}``.
 
         Raises:
             InvalidInputError: with every issue in ``details.issues``.
