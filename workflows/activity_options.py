@@ -18,6 +18,8 @@ MAX_SUMMARY_BYTES: Final = 400
 LOCAL_TIMEOUT: Final = timedelta(seconds=5)
 LOCAL_RETRY: Final = RetryPolicy(maximum_attempts=2, initial_interval=timedelta(milliseconds=200))
 REMOTE_TIMEOUT: Final = timedelta(seconds=30)
+TELL_TIMEOUT: Final = timedelta(seconds=10)
+"""Of what people wait to see: after a worker was lost it is told again so much sooner."""
 REMOTE_RETRY: Final = RetryPolicy(maximum_interval=timedelta(seconds=10))
 """Unlimited: what it does must happen, and only a store or Temporal itself keeps it from happening."""
 

@@ -50,6 +50,7 @@ with workflow.unsafe.imports_passed_through():
         MAX_SUMMARY_BYTES,
         REMOTE_RETRY,
         REMOTE_TIMEOUT,
+        TELL_TIMEOUT,
         truncate_bytes,
     )
     from workflows.arguments import InvalidArguments, RunArguments, parse_arguments
@@ -165,7 +166,7 @@ class InterpreterWorkflow(OperatorUpdates):
         await workflow.execute_activity(
             ACTIVITY_RECORD_TRANSITION,
             change,
-            start_to_close_timeout=REMOTE_TIMEOUT,
+            start_to_close_timeout=TELL_TIMEOUT,
             retry_policy=REMOTE_RETRY,
             summary=truncate_bytes(_transition_summary(change), MAX_SUMMARY_BYTES),
         )

@@ -40,6 +40,8 @@ WORKFLOW_TASKS: Final = 32
 """And threads in the executor."""
 _ACTIVITIES: Final = 300
 _POLLERS: Final = 10
+STICKY_PATIENCE: Final = timedelta(seconds=5)
+"""After a worker was lost, its runs are offered to others: sooner than an operator's call gives up (10 s)."""
 _EAGER_ACTIVITIES: Final = 10
 
 
@@ -110,6 +112,7 @@ def build_worker(
         workflow_runner=UnsandboxedWorkflowRunner() if runner == "unsandboxed" else SandboxedWorkflowRunner(),
         workflow_task_executor=executor,
         max_concurrent_workflow_tasks=WORKFLOW_TASKS,
+        sticky_queue_schedule_to_start_timeout=STICKY_PATIENCE,
         max_concurrent_activities=_ACTIVITIES,
         workflow_task_poller_behavior=PollerBehaviorSimpleMaximum(_POLLERS),
         activity_task_poller_behavior=PollerBehaviorSimpleMaximum(_POLLERS),
