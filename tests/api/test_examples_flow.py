@@ -127,11 +127,11 @@ resumed by ops
 sent: The fair is on Sunday
 """,
     "budget": """\
-The budget of 2 agent_calls is spent (2). Go on? continue
+The budget of 2 agent calls is spent (2). Go on? continue
   found in Faro
-The budget of 2 agent_calls is spent (2). Go on? fail
+The budget of 2 agent calls is spent (2). Go on? fail
   The budget was spent, and ann said to fail
-The budget of 1 agent_calls is spent (1). Go on? fail
+The budget of 1 agent calls is spent (1). Go on? fail
   The budget was spent, and ann said to fail
 """,
     "rerun": """\
