@@ -295,7 +295,8 @@ async def test_a_held_stream_goes_on_when_it_is_released():
         stub.release()
         rest = [chunk.choices[0].delta.content async for chunk in chunks]
         assert rest == ["two", None]
-        assert (stub.holding, stub.answering, stub.most_answering, stub.abandoned) == (0, 0, 1, 0)
+        await stub.until(lambda: stub.answering == 0)
+        assert (stub.holding, stub.most_answering, stub.abandoned) == (0, 1, 0)
 
 
 async def test_a_cancelled_call_is_noticed_and_its_connection_gone():
