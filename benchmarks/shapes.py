@@ -157,7 +157,7 @@ def _call(step: str, n: str) -> JsonObject:
     return {"id": step, "agent_id": ADD_AGENT, "input_mapping": {"n": n}}
 
 
-WINDOW: Final = 500
+WINDOW: Final = 100
 """Calls of a wide step at once, on both sides; more would be no quicker."""
 
 

@@ -89,7 +89,7 @@ class ForEach(_Spec):
     name: str = Field(default="item", alias="as")
     """What mappings of the step call the item; ``item`` and ``index`` (from 0) can always be read."""
     max_concurrency: int | None = Field(default=None, ge=1, le=500)
-    """Most items at work at once; None: as many as a run has room for (500 calls)."""
+    """Most items at work at once; None: 100."""
     tolerate: int | str = 0
     """How many items may fail, each giving null: a count, or a share such as ``10%`` (rounded down)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from engine.domain.execution import StepStatus
 from engine.domain.foreach import ItemsError, collect_input, collected, count_items
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from engine.domain.progress import ExecutionProgress
 
 __all__ = ["ItemWork"]
+
+DEFAULT_CONCURRENCY: Final = 100
+"""Of a ``foreach`` that names none: with 500 calls of a run pending a server takes twice as long for the same work."""
 
 
 class ItemWork:
@@ -47,8 +50,7 @@ class ItemWork:
         items, foreach = state.items, step.foreach
         if items is None or foreach is None or not items.has_more or not state.is_open:
             return None
-        limit = foreach.max_concurrency
-        if limit is not None and len(items.open) >= limit:
+        if len(items.open) >= (foreach.max_concurrency or DEFAULT_CONCURRENCY):
             return None
         item = items.take_next()
         unit = Unit(step, StepState(n=items.calls.get(item, 0)), item)
