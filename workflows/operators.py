@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from engine.domain.expressions import json_size
-    from engine.domain.gates import MAX_BY_CHARS
+    from engine.domain.gates import MAX_BY_CHARS, MAX_DATA_BYTES
     from engine.domain.json import JsonObject, JsonValue, json_fault
     from engine.domain.metrics import format_instant
     from engine.errors import ConflictError, EngineError, InvalidInputError
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["act", "answer", "check_act", "check_answer", "check_pause", "check_resume", "pause", "resume"]
 
 MAX_TEXT_CHARS = 2000
-MAX_ARGUMENT_BYTES = 64 * 1024
+MAX_ARGUMENT_BYTES = MAX_DATA_BYTES + 4 * 1024
+"""Data, and the words around them."""
 _ANSWER = ("gate_id", "answer", "data", "by")
 _SHORT_ANSWER = ("gate_id", "data", "by")
 _PAUSE = ("by", "reason")

@@ -91,9 +91,5 @@ class Frontier:
 
     def close(self) -> None:
         """From here on no step begins; those that have begun go on with their items."""
-        self._ready = [index for index in self._ready if self._states[self._steps[index].id].is_open]
+        self._ready = sorted(index for index in self._ready if self._states[self._steps[index].id].is_open)
         self._is_closed = True
-
-    def has_pending_dependant(self, step_id: str) -> bool:
-        """Whether a step that waits for this one has not begun."""
-        return any(self._states[name].status is StepStatus.PENDING for name in self._dependants[step_id])

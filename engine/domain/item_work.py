@@ -103,7 +103,7 @@ class ItemWork:
             progress.warn("items_failed", text, step)
         output = collected(items)
         if output is not None:
-            progress.work.complete_items(unit, output, now)
+            progress.work.complete_value(unit, output, now)
             return
         request = progress.work.compute_input(unit, now).model_copy(update={"collect": collect_input(items)})
         progress.due.append(progress.work.collect(unit, request))

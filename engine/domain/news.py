@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from pydantic import BaseModel
 
 from engine.domain.execution import Event, ExecutionStatus, micros
 from engine.domain.gate import Transition
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["News"]
 
-MAX_GATES_BYTES: Final = 128 * 1024
+R = TypeVar("R", bound=BaseModel)
+
+MAX_PART_BYTES: Final = 48 * 1024
+"""Of the gates, of the records and of the events in one transition."""
+MAX_LEFT_EVENTS: Final = 100
+"""As many may wait for the next transition, or for the end, which has room for them."""
 
 
 class News:
@@ -52,7 +59,8 @@ class News:
         is_late = progress.work.must_tell or progress.failing is not None or self._is_waiting
         is_held_up = is_open and is_late and bool(progress.decided)
         has_new_status = is_open and progress.status is not self._told_status
-        return has_new_status or is_held_up or bool(progress.gates.changed or progress.work.waiting)
+        has_many_events = len(self.events) + len(progress.gates.events) > MAX_LEFT_EVENTS
+        return has_new_status or is_held_up or has_many_events or bool(progress.gates.changed or progress.work.waiting)
 
     @property
     def _is_waiting(self) -> bool:
@@ -68,14 +76,14 @@ class News:
         if status is not told and status is ExecutionStatus.WAITING:
             self.events.append(Event.at_instant("execution.waiting", now))
         gates = self._take_gates()
-        waiting, self._progress.work.waiting = self._progress.work.waiting, []
+        waiting = _take(self._progress.work.waiting, MAX_PART_BYTES)
         return Transition(
             execution_id=self._progress.facts.execution_id,
             run_id=self._progress.facts.run_id,
             run_started_at=self._progress.facts.owned_since(now),
             token=micros(now),
             status=status if status is not told and self._progress.ending is None else None,
-            events=self.take_events(),
+            events=self._take_some_events(),
             gates=gates,
             steps=[*self._progress.work.take_some_decided(), *waiting] if self._progress.decided else waiting,
         )
@@ -85,13 +93,26 @@ class News:
         self._told_status = self._progress.status
 
     def _take_gates(self) -> list[GateRecord]:
-        """As many of the changed gates as one payload has room for, but one at least; the rest come next."""
         changed = self._progress.gates.changed
-        taken: list[GateRecord] = []
-        room_bytes = MAX_GATES_BYTES
-        for gate_id in list(changed):
-            room_bytes -= len(changed[gate_id].model_dump_json())
-            if taken and room_bytes < 0:
-                break
-            taken.append(changed.pop(gate_id))
+        taken = _take(list(changed.values()), MAX_PART_BYTES)
+        for gate in taken:
+            del changed[gate.gate_id]
         return taken
+
+    def _take_some_events(self) -> list[Event]:
+        self.events = self.take_events()
+        return _take(self.events, MAX_PART_BYTES)
+
+
+def _take(records: list[R], limit_bytes: int) -> list[R]:
+    """Take the first of ``records`` out, as many as there is room for, but one at least."""
+    count = 0
+    size_bytes = 0
+    for record in records:
+        size_bytes += len(record.model_dump_json())
+        if count and size_bytes > limit_bytes:
+            break
+        count += 1
+    taken = records[:count]
+    del records[:count]
+    return taken

@@ -61,8 +61,6 @@ MAX_PENDING_CALLS: Final = 500
 MAX_WINDOW_BYTES: Final = 2 * 1024 * 1024
 MAX_CLOSING_STEPS: Final = 100
 """A longer list of steps would cost more in history than a ``finalize`` does in time."""
-MAX_WARNING_CHARS: Final = 300
-MAX_WARNINGS: Final = 200
 _UNMEASURED_CALLS: Final = MAX_WINDOW_BYTES // (256 * 1024) - 1
 
 
@@ -594,7 +592,5 @@ class ExecutionProgress:
         self.end_when_idle()
 
     def warn(self, code: str, message: str, step: PlanStep | None) -> None:
-        """Add a warning, cut to a size, unless there are very many."""
-        if len(self.warnings) < MAX_WARNINGS:
-            text = message if len(message) <= MAX_WARNING_CHARS else message[: MAX_WARNING_CHARS - 1] + "…"
-            self.warnings.append(ExecutionWarning(code=code, message=text, step_id=step and step.id))
+        """Add a warning of the run's own."""
+        self.work.warn(ExecutionWarning(code=code, message=message, step_id=step and step.id))

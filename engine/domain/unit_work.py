@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["UnitListener", "UnitWork"]
 
 MAX_RESUMES: Final = 3
+MAX_WARNING_CHARS: Final = 300
+MAX_WARNINGS: Final = 200
 MAX_CHILD_DEPTH: Final = 10
 MAX_WAIT: Final = timedelta(days=366)
 TOLD_WAIT: Final = timedelta(seconds=5)
@@ -191,14 +193,8 @@ class UnitWork:
                 for key, target in escalation.data_mapping.items()
                 if key == "error"
             }
-        is_first = state.n == 1 and unit.item is None
-        call = self.calls.agent_input(
-            unit,
-            handed,
-            now,
-            events=self._admissions.events(step, now) if is_first else [],
-            deadline_at=self.listener.deadline_of(unit),
-        )
+        events, deadline_at = self.events_before(unit, now), self.listener.deadline_of(unit)
+        call = self.calls.agent_input(unit, handed, now, events=events, deadline_at=deadline_at)
         return self._scheduled(unit, call, step.retry.maximum_attempts)
 
     def _scheduled(self, unit: Unit, call: AgentCallInput, maximum_attempts: int) -> InvokeAgent:
@@ -220,7 +216,7 @@ class UnitWork:
 
     # Ends of calls.
 
-    def outcome(self, address: str, outcome: StepOutcome, sent: AgentCallInput, now: datetime) -> Unit:
+    def outcome(self, address: str, outcome: StepOutcome, sent: AgentCallInput, now: datetime) -> None:
         """An agent's call has succeeded."""
         unit = self.running.pop(address)
         state = unit.state
@@ -231,15 +227,15 @@ class UnitWork:
         state.handed = outcome.handed
         self.usage += outcome.usage
         self.budget.calls += outcome.attempts
-        self.warnings.extend(outcome.warnings)
+        for warning in outcome.warnings:
+            self.warn(warning)
         if not outcome.decided_recorded:
             self.decided = [*sent.decided, *self.decided]
         if outcome.unrecorded:
             self.decided.append(self.records.of_outcome(unit, outcome))
         self._turn_ended(unit, outcome.output, now)
-        return unit
 
-    def failure(self, address: str, failure: CallFailure, sent: AgentCallInput, now: datetime) -> Unit:
+    def failure(self, address: str, failure: CallFailure, sent: AgentCallInput, now: datetime) -> None:
         """An agent's call has failed for good."""
         unit = self.running.pop(address)
         state = unit.state
@@ -247,18 +243,17 @@ class UnitWork:
         self.decided = [*sent.decided, *self.decided]
         if self.listener.is_stopped(unit):
             self.cancel(unit, failure, now)
-            return unit
+            return
         repeats = failure.kind == "unasked" or (failure.kind == "lost" and not unit.step.at_most_once)
         if repeats and state.resumes < MAX_RESUMES:
             state.resumes += 1
             again = sent.model_copy(update={"resumed": True, "decided": []})
             self.resumed.append(self._scheduled(unit, again, 1))
-            return unit
+            return
         state.attempts += failure.attempts
         self.budget.calls += failure.attempts
         self.usage += failure.usage
         self.fail(unit, failure, now)
-        return unit
 
     def end_failed(self, unit: Unit, failure: CallFailure, now: datetime) -> None:
         """Something that no agent did has failed, or was cancelled."""
@@ -330,7 +325,7 @@ class UnitWork:
                 self.again.append(unit)
                 return
             if not is_done:
-                self.warnings.append(
+                self.warn(
                     ExecutionWarning(
                         code="max_iterations",
                         message=f"{unit.name} ended at turn {repeat.max_iterations}: its condition does not hold",
@@ -350,10 +345,6 @@ class UnitWork:
             before = self.events_before(unit, now)
             self.decided.append(self.records.of_value(unit, now, output, before=before, child_execution_id=child))
         self._turn_ended(unit, output, now)
-
-    def complete_items(self, unit: Unit, output: Value, now: datetime) -> None:
-        """All items are over, and their outputs are in memory."""
-        self.complete_value(unit, output, now)
 
     def fail(self, unit: Unit, failure: CallFailure, now: datetime) -> None:
         """A unit's call has failed for good: another agent is called, or the unit has failed."""
@@ -378,6 +369,13 @@ class UnitWork:
         self.must_tell = self.must_tell or unit.item is None
         state.handed = None
         self.listener.unit_failed(unit, now)
+
+    def warn(self, warning: ExecutionWarning) -> None:
+        """Keep a warning, cut to a size; of very many the first, for which an execution's end has room."""
+        if len(self.warnings) < MAX_WARNINGS:
+            text = warning.message
+            short = text[: MAX_WARNING_CHARS - 1] + "…" if len(text) > MAX_WARNING_CHARS else text
+            self.warnings.append(warning.model_copy(update={"message": short}))
 
     def fail_items(self, unit: Unit, error: ErrorPayload, now: datetime) -> None:
         """Too many items have failed: so has the step."""

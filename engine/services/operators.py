@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.domain.expressions import json_size
 from engine.domain.gate import Transition
-from engine.domain.gates import MAX_BY_CHARS
+from engine.domain.gates import MAX_BY_CHARS, MAX_DATA_BYTES
 from engine.domain.metrics import format_instant
 from engine.domain.page import MAX_LIMIT
 from engine.errors import ConflictError, ExecutionNotFoundError, InvalidInputError, StoreError
@@ -32,7 +32,7 @@ __all__ = ["MAX_ARGUMENT_BYTES", "OperatorService"]
 
 _logger = logging.getLogger(__name__)
 
-MAX_ARGUMENT_BYTES: Final = 256 * 1024
+MAX_ARGUMENT_BYTES: Final = MAX_DATA_BYTES
 """Of what an operator hands over in one act: it stays in the run's history and in the records."""
 _RECORDS_AT_ONCE: Final = 10
 
