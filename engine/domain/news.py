@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Final
 
 from engine.domain.execution import Event, ExecutionStatus, micros
 from engine.domain.gate import Transition
+from engine.domain.payloads import take_payload
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from engine.domain.progress import ExecutionProgress
 
 __all__ = ["News"]
-
-R = TypeVar("R", bound=BaseModel)
 
 MAX_PART_BYTES: Final = 48 * 1024
 """Of the gates, of the records and of the events in one transition."""
@@ -76,7 +73,7 @@ class News:
         if status is not told and status is ExecutionStatus.WAITING:
             self.events.append(Event.at_instant("execution.waiting", now))
         gates = self._take_gates()
-        waiting = _take(self._progress.work.waiting, MAX_PART_BYTES)
+        waiting = take_payload(self._progress.work.waiting, MAX_PART_BYTES)
         return Transition(
             execution_id=self._progress.facts.execution_id,
             run_id=self._progress.facts.run_id,
@@ -94,25 +91,11 @@ class News:
 
     def _take_gates(self) -> list[GateRecord]:
         changed = self._progress.gates.changed
-        taken = _take(list(changed.values()), MAX_PART_BYTES)
+        taken = take_payload(list(changed.values()), MAX_PART_BYTES)
         for gate in taken:
             del changed[gate.gate_id]
         return taken
 
     def _take_some_events(self) -> list[Event]:
         self.events = self.take_events()
-        return _take(self.events, MAX_PART_BYTES)
-
-
-def _take(records: list[R], limit_bytes: int) -> list[R]:
-    """Take the first of ``records`` out, as many as there is room for, but one at least."""
-    count = 0
-    size_bytes = 0
-    for record in records:
-        size_bytes += len(record.model_dump_json())
-        if count and size_bytes > limit_bytes:
-            break
-        count += 1
-    taken = records[:count]
-    del records[:count]
-    return taken
+        return take_payload(self.events, MAX_PART_BYTES)

@@ -32,6 +32,7 @@ from engine.domain.messages import (
     StepOutcome,
 )
 from engine.domain.operands import Unavailable, missing_path
+from engine.domain.payloads import take_payload
 from engine.domain.waits import Waits
 from engine.errors import ErrorCode
 
@@ -424,14 +425,7 @@ class UnitWork:
 
     def take_some_decided(self) -> list[StepRecord]:
         """Hand over the oldest decisions, as many as one payload has room for, but one at least."""
-        count = 0
-        size_bytes = 0
-        for record in self.decided:
-            size_bytes += len(record.model_dump_json().encode())
-            if count and size_bytes > MAX_SENT_DECISIONS_BYTES:
-                break
-            count += 1
-        taken, self.decided = self.decided[:count], self.decided[count:]
+        taken = take_payload(self.decided, MAX_SENT_DECISIONS_BYTES)
         self.must_tell = self.must_tell and bool(self.decided)
         return taken
 
