@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.domain.execution import StepStatus
 from engine.domain.ids import call_address
+from engine.domain.step_words import ICONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,16 +28,6 @@ MAX_NOTE_CHARS: Final = 240
 MAX_TOLD_GATES: Final = 5
 _RESERVED_BYTES: Final = 100
 """For the row that says how many are left out."""
-_ICONS: Final = {
-    StepStatus.PENDING: "·",
-    StepStatus.RUNNING: "▶",
-    StepStatus.RETRYING: "↻",
-    StepStatus.WAITING: "◔",
-    StepStatus.COMPLETED: "✓",
-    StepStatus.FAILED: "✗",
-    StepStatus.SKIPPED: "↷",
-    StepStatus.CANCELLED: "⊘",
-}
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 _RANK: Final = {
     StepStatus.WAITING: 0,
@@ -88,7 +79,7 @@ def _row(progress: ExecutionProgress, step_id: str, gates: Mapping[str, GateReco
     has_called = step.foreach is None and step.type in ("agent", "workflow") and state.status is not StepStatus.SKIPPED
     calls = str(state.n) if has_called and state.n else ""
     note = " · ".join([*_outcome(step, state, gates.get(step_id)), *_work(progress, step, state)])
-    status = f"{_ICONS[state.status]}{_NO_BREAK}{state.status}"
+    status = f"{ICONS[state.status]}{_NO_BREAK}{state.status}"
     called = state.agent_id or _called(step, state)
     return f"| {status} | {_cell(step.name)} | {_cell(called)} | {calls} | {_cell(note, MAX_NOTE_CHARS)} |"
 

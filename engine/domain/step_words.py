@@ -19,7 +19,7 @@ ICONS: Final = {
     StepStatus.PENDING: "·",
     StepStatus.RUNNING: "▶",
     StepStatus.RETRYING: "↻",
-    StepStatus.WAITING: "⏸",
+    StepStatus.WAITING: "◔",
     StepStatus.COMPLETED: "✓",
     StepStatus.FAILED: "✗",
     StepStatus.SKIPPED: "↷",

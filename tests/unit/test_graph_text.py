@@ -194,13 +194,13 @@ def test_the_text_of_a_run_shows_states_and_what_the_run_added():
     assert lines[1] == (
         "execution flow-1 is running: 5 pending, 1 retrying, 1 waiting, 1 completed, 1 failed, 1 skipped"
     )
-    icons = {line[5:].split()[1]: line[5:].split()[0] for line in lines if line[5:6] in "·▶↻⏸✓✗↷⊘" and line[5:6]}
+    icons = {line[5:].split()[1]: line[5:].split()[0] for line in lines if line[5:6] in "·▶↻◔✓✗↷⊘" and line[5:6]}
     assert icons == {
         "plan": "✓",
         "detail": "↷",
         "files": "✗",
         "loop": "↻",
-        "ship": "⏸",
+        "ship": "◔",
         "rest": "·",
         "end": "·",
         "child": "·",
