@@ -130,8 +130,8 @@ class ExecutionStore(Protocol):
         """Return the record at an address, or None."""
         ...
 
-    async def list_steps(self, execution_id: str) -> list[StepRecord]:
-        """Return all step records of all runs of an execution, by token."""
+    async def list_steps(self, execution_id: str, *, with_items: bool = True) -> list[StepRecord]:
+        """Return the step records of all runs of an execution, by token; those of a ``foreach``'s items when asked."""
         ...
 
     async def finalize_execution(self, record: ExecutionRecord, steps: list[StepRecord]) -> ExecutionRecord:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from engine.domain.execution import ExecutionRecord, LiveState, StepRecord
+from engine.domain.execution import ExecutionRecord, ExecutionStatus, LiveState, StepRecord
 from engine.errors import ExecutionNotFoundError, InvalidInputError, RuntimeUnavailableError, StoreError
 from engine.outages import OutageLog
 from engine.services.repair import standing_steps
@@ -144,7 +144,9 @@ class ExecutionReads:
         if not record.status.is_terminal and wait > timedelta(0):
             await self._runtime.connect()
             await self._runtime.await_close(execution_id, min(wait, MAX_WAIT))
-            record, steps = await asyncio.gather(self._record(execution_id), self._executions.list_steps(execution_id))
+            record, steps = await asyncio.gather(
+                self._record(execution_id), self._executions.list_steps(execution_id, with_items=False)
+            )
         if not record.status.is_terminal:
             record, steps = await self.verified_record(execution_id), None
         if not record.status.is_terminal:
@@ -152,7 +154,9 @@ class ExecutionReads:
                 f"Execution {execution_id} is still {record.status}; ask again later or pass wait=seconds",
                 {"execution_id": execution_id, "status": record.status.value},
             )
-        steps = steps or await self._executions.list_steps(execution_id)
+        steps = steps or await self._executions.list_steps(execution_id, with_items=False)
+        if not _tell_all(record, steps):
+            steps = await self._executions.list_steps(execution_id)
         return ExecutionResult(record, standing_steps(steps), _handoffs(record, steps))
 
     async def live_states(self, execution_ids: list[str]) -> dict[str, LiveState]:
@@ -258,6 +262,12 @@ def _is_whole(live: LiveState) -> bool:
     if live.execution.status != "completed":
         return bool(live.steps)
     return all(step_id in live.steps and live.steps[step_id].status.is_terminal for step_id in live.execution.step_ids)
+
+
+def _tell_all(record: ExecutionRecord, steps: list[StepRecord]) -> bool:
+    """Whether a result needs no records of items: each step has come to its end, and no item handed over."""
+    handoffs = record.handoffs_taken + record.handoffs_refused
+    return record.status is ExecutionStatus.COMPLETED and len(_handoffs(record, steps)) == handoffs
 
 
 def _floor(from_event: str | None) -> str:

@@ -293,11 +293,13 @@ def standing_steps(records: list[StepRecord]) -> dict[str, StepRecord]:
     standing: dict[str, StepRecord] = {}
     started: dict[str, datetime | None] = {}
     items: dict[str, StepRecord] = {}
+    items_started: dict[str, datetime | None] = {}
     for record in records:
-        started.setdefault(record.step_id, record.started_at)
         if record.item is not None:
+            items_started.setdefault(record.step_id, record.started_at)
             items[record.step_id] = record
             continue
+        started.setdefault(record.step_id, record.started_at)
         current = standing.get(record.step_id)
         if current is None or record.token >= current.token:
             standing[record.step_id] = record
@@ -305,12 +307,13 @@ def standing_steps(records: list[StepRecord]) -> dict[str, StepRecord]:
         whole = standing.get(step_id)
         if whole is None or (record.token > whole.token and not whole.status.is_terminal):
             standing[step_id] = _of_items(record)
+    began = {**items_started, **started}
     return {
         step_id: record.model_copy(
             update={
                 "attempts": record.prior_attempts + record.attempts,
                 "prior_attempts": 0,
-                "started_at": started[step_id],
+                "started_at": began[step_id],
             }
         )
         for step_id, record in standing.items()

@@ -178,9 +178,22 @@ async def test_concurrent_writes_share_commits(database: SqliteDatabase, executi
 
 
 async def test_writes_of_one_caller_are_a_commit_each(database: SqliteDatabase) -> None:
-    for _ in range(5):
+    for _ in range(50):
         await database.write(lambda plain: None)
-    assert (database.commits, database.writes) == (5, 5)
+    assert (database.commits, database.writes) == (50, 50)
+
+
+async def test_where_writes_crowd_those_of_different_moments_share_a_commit(database: SqliteDatabase) -> None:
+    for _ in range(20):
+        await asyncio.gather(*(database.write(lambda plain: None) for _ in range(20)))
+        commits = database.commits
+        first = asyncio.create_task(database.write(lambda plain: None))
+        await asyncio.sleep(0.002)
+        await database.write(lambda plain: None)
+        await first
+        if database.commits - commits == 1:
+            return
+    pytest.fail("no write has waited for another")
 
 
 async def test_a_failing_write_undoes_only_itself(database: SqliteDatabase) -> None:

@@ -99,6 +99,8 @@ async def test_each_part_of_the_address_counts(execution_store: ExecutionStore) 
     for call in calls:
         assert await _get(execution_store, call) == call
     assert await execution_store.list_steps("e") == calls[:24]
+    without_items = [call for call in calls[:24] if call.item is None]
+    assert await execution_store.list_steps("e", with_items=False) == without_items
 
 
 async def test_steps_are_listed_by_token_over_all_runs(execution_store: ExecutionStore) -> None:

@@ -183,12 +183,12 @@ class MongoExecutionStore:
         document = await self._find(step_key((execution_id, run_id, step_id, item, n)))
         return None if document is None else self._step_in(document)
 
-    async def list_steps(self, execution_id: str) -> list[StepRecord]:
-        """Return all step records of all runs of an execution by token; equal ones by address."""
-        found = await self._database.run(
-            lambda: self._executions.find(steps_range(execution_id), {"body": 1}).to_list(None)
-        )
-        steps = [self._step_in(document) for document in found]
+    async def list_steps(self, execution_id: str, *, with_items: bool = True) -> list[StepRecord]:
+        """Return the step records of all runs of an execution by token; equal ones by address."""
+        wanted = steps_range(execution_id) if with_items else {**steps_range(execution_id), "item": None}
+        found = await self._database.run(lambda: self._executions.find(wanted, {"body": 1}).to_list(None))
+        # Items written by an older Baton have no field to tell them by.
+        steps = [step for step in map(self._step_in, found) if with_items or step.item is None]
         steps.sort(key=lambda step: (step.token, step.run_id, step.step_id, step.item or 0, step.n))
         return steps
 

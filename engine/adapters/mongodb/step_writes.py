@@ -198,6 +198,8 @@ def step_document(codec: Codec, step: StepRecord, *, is_fallback: bool) -> Docum
         "cost_usd": usage.cost_usd,
         "body": pack(codec, step),
     }
+    if step.item is not None:
+        document["item"] = step.item
     if is_measured and step.agent_id is not None and started_at is not None:
         document |= {"called_agent_id": step.agent_id, "started_at": started_at, "started_on": started_at[:10]}
     if retries or fallbacks:

@@ -139,9 +139,11 @@ class SqliteExecutionStore:
         address = (execution_id, run_id, step_id, item, n)
         return await self._database.read(lambda connection: find_step(connection, self._codec, address))
 
-    async def list_steps(self, execution_id: str) -> list[StepRecord]:
-        """Return all step records of all runs of an execution, by token."""
-        return await self._database.read(lambda connection: list_step_records(connection, self._codec, execution_id))
+    async def list_steps(self, execution_id: str, *, with_items: bool = True) -> list[StepRecord]:
+        """Return the step records of all runs of an execution, by token."""
+        return await self._database.read(
+            lambda connection: list_step_records(connection, self._codec, execution_id, with_items=with_items)
+        )
 
     async def finalize_execution(self, record: ExecutionRecord, steps: list[StepRecord]) -> ExecutionRecord:
         """Write an execution's end with the steps not yet stored; return what stands."""

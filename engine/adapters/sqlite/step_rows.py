@@ -38,7 +38,7 @@ _PUT = """INSERT INTO steps
     WHERE excluded.token >= token"""
 _GET = """SELECT body FROM steps
     WHERE tenant = ? AND execution_id = ? AND run_id = ? AND step_id = ? AND item = ? AND n = ?"""
-_LIST = "SELECT body FROM steps WHERE tenant = ? AND execution_id = ?"
+_LIST = "SELECT body FROM steps WHERE tenant = ?1 AND execution_id = ?2 AND (?3 OR item = -1)"
 
 # One statement says all of what a step's write means for its execution, and mostly changes no row: the run that
 # has the record already is the usual writer. A run that started before the owner changes nothing.
@@ -87,9 +87,11 @@ def find_step(
     return None if row is None else unpack(codec, StepRecord, row[0])
 
 
-def list_step_records(connection: sqlite3.Connection, codec: Codec, execution_id: str) -> list[StepRecord]:
-    """Return all step records of an execution by token; equal ones by address, so that the order is always one."""
-    rows = cast("list[tuple[bytes]]", connection.execute(_LIST, (TENANT, execution_id)).fetchall())
+def list_step_records(
+    connection: sqlite3.Connection, codec: Codec, execution_id: str, *, with_items: bool
+) -> list[StepRecord]:
+    """Return the step records of an execution by token; equal ones by address, so that the order is always one."""
+    rows = cast("list[tuple[bytes]]", connection.execute(_LIST, (TENANT, execution_id, with_items)).fetchall())
     steps = [unpack(codec, StepRecord, body) for (body,) in rows]
     steps.sort(key=lambda step: (step.token, step.run_id, step.step_id, step.item or 0, step.n))
     return steps
