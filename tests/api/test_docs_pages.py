@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -314,17 +315,17 @@ async def test_a_handoff_that_is_bound_to_a_workflow_acts_there_alone(engine_fac
 
 
 async def test_a_handoff_that_is_made_later_does_not_touch_what_runs(engine_factory: EngineFactory):
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     async def first(_: object, __: object) -> dict[str, bool]:
         begun.set()
-        await go_on.wait()
+        await asyncio.to_thread(go_on.wait, 30)
         return {"done": False}
 
     engine = engine_factory({"agent-a": first, "agent-b": {}})
     workflow_id = await made(engine, "agent-a", "agent-b", name="Flow", steps=PAIR)
     execution = await engine.execute_workflow(workflow_id, {})
-    await asyncio.wait_for(begun.wait(), 30)
+    assert await asyncio.to_thread(begun.wait, 30)
     await engine.create_handoff("agent-a", "agent-b", trigger_conditions=["source_output.done = true"])
     go_on.set()
     result = await engine.get_execution_result(execution["execution_id"], wait=30)

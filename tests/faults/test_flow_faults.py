@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LEDGER: dict[str, Any] = {"agent_id": "agent-ledger", "retry_policy": {"max_retries": 0}}
 BREAKS: dict[str, Any] = LEDGER | {"input_mapping": {"seconds": "not a number"}}
 APPROVAL: dict[str, Any] = {"type": "approval", "approval": {"question": "Shall it go on?"}}
-AWAY_SECONDS = 5.0
+AWAY_SECONDS = 2.0
 
 
 async def until_true(holds: Callable[[], Awaitable[object]], what: str, seconds: float = 40) -> None:
