@@ -206,6 +206,7 @@ async def test_a_server_that_ended_between_calls_starts_anew(tools_of):
 )
 async def test_a_program_that_is_no_server_fails_the_call_with_its_words(tools_of, how, seconds, reason, words):
     source = tools_of(**{how: program("broken", how, KEY="${secret.KEY}")})
+    before = psutil.Process().children()
     began = time.monotonic()
     failure = await failure_of(source, f"mcp://{how}/x", seconds=seconds)
     assert time.monotonic() - began < seconds + 1
@@ -214,9 +215,9 @@ async def test_a_program_that_is_no_server_fails_the_call_with_its_words(tools_o
     assert SECRET not in failure.message
     for word in [f"The MCP server {how} ", *words]:
         assert word in failure.message
-    children = psutil.Process().children()
+    started = set(psutil.Process().children()) - set(before)
     await source.aclose()
-    await gone(*(child.pid for child in children))
+    await gone(*(child.pid for child in started))
 
 
 async def test_a_program_that_does_not_exist_is_named(tools_of):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_progress import NOW, complete, progress_of
+from reducing import NOW, complete, progress_of
 
 from engine.domain.item_work import DEFAULT_CONCURRENCY
 from engine.domain.messages import MAX_PAYLOAD_BYTES
