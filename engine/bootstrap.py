@@ -56,6 +56,8 @@ _logger = logging.getLogger(__name__)
 WORKER_GRACE: Final = timedelta(seconds=30)
 EMBEDDED_GRACE: Final = timedelta(seconds=5)
 """An embedded worker stops with its program, and nobody waits half a minute for a program to end."""
+STOP_MARGIN: Final = timedelta(seconds=30)
+"""Beyond the grace: for cancelled calls to end, and for what they leave to be written."""
 
 
 class EngineSession:
@@ -123,6 +125,7 @@ class EngineSession:
         self._starting = asyncio.Lock()
         self._worker: asyncio.Task[None] | None = None
         self._stop_worker: Callable[[], Awaitable[None]] | None = None
+        self._grace = EMBEDDED_GRACE
         self._closed = False
 
     async def start_worker(self, grace: timedelta = EMBEDDED_GRACE) -> None:
@@ -158,6 +161,7 @@ class EngineSession:
                 grace=grace,
                 runner=self.settings.workflow_runner,
             )
+            self._grace = grace
             self._worker = asyncio.create_task(self._work(worker), name="baton worker")
             self._stop_worker = worker.shutdown
 
@@ -190,11 +194,18 @@ class EngineSession:
             if self._tracing is not None:
                 closing.push_async_callback(asyncio.to_thread, self._tracing.close)
             if self._worker is not None and self._stop_worker is not None:
-                if not self._worker.done():
-                    await self._stop_worker()
-                await asyncio.wait([self._worker])
-                if (error := self._worker.exception()) is not None:
-                    _logger.error("The worker ended with an error: %s", error)
+                await self._end_worker(self._worker, self._stop_worker)
+
+    async def _end_worker(self, worker: asyncio.Task[None], stop: Callable[[], Awaitable[None]]) -> None:
+        """Stop the worker and wait for its end; one that does not end in time is left behind."""
+        stopping = asyncio.ensure_future(stop())
+        limit = (self._grace + STOP_MARGIN).total_seconds()
+        await asyncio.wait([worker], timeout=limit)
+        stopping.cancel()
+        if not worker.done():
+            _logger.error("The worker has not ended within %g s and is left behind", limit)
+        elif (error := worker.exception()) is not None:
+            _logger.error("The worker ended with an error: %s", error)
 
     def _open_invoker(self) -> AgentInvoker:
         from engine.adapters.agents.http_agents import HttpAgentInvoker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -11,14 +12,15 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from engine import EngineError, WorkflowEngine
+from engine import EngineError, WorkflowEngine, bootstrap
+from engine.services.reconciliation import ReconciliationService
 from engine.testing import ScriptedAgentInvoker
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -59,7 +61,7 @@ def open_under(folder: str) -> list[str]:
     return [file.path for file in psutil.Process().open_files() if file.path.startswith(folder)]
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def leaving_nothing(folder: str):
     """The block leaves no thread, task, child process or open file that was not there before."""
     threads, tasks = set(threading.enumerate()), asyncio.all_tasks()
@@ -125,6 +127,28 @@ async def test_closing_ends_the_call_of_a_running_agent_and_its_execution_goes_o
     async with WorkflowEngine(config, invoker=ScriptedAgentInvoker({"agent-a": {"n": 2}})) as later:
         result = await later.get_execution_result(started["execution_id"], wait=SECONDS)
         assert (result["status"], result["output"]) == ("completed", {"n": 2})
+
+
+async def test_a_worker_that_does_not_end_is_left_behind_and_said_so(engine_config, monkeypatch, caplog):
+    released = threading.Event()
+
+    async def endless(_: object) -> None:
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(ReconciliationService, "run_forever", endless)
+    monkeypatch.setattr(bootstrap, "STOP_MARGIN", -bootstrap.EMBEDDED_GRACE + timedelta(seconds=1))
+    engine = WorkflowEngine(engine_config, invoker=ScriptedAgentInvoker({"agent-a": {"n": 1}}))
+    await prepare(engine, "a")
+    assert (await run(engine, "a"))["output"] == {"n": 1}
+    async with asyncio.timeout(SECONDS):
+        await engine.aclose()
+    released.set()
+    assert [record.message for record in caplog.records if "left behind" in record.message] == [
+        "The worker has not ended within 1 s and is left behind"
+    ]
+    assert open_under(engine_config["data_dir"]) == []
 
 
 async def test_calls_under_way_end_when_the_engine_is_closed(engine_config):
