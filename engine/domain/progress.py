@@ -143,9 +143,9 @@ class ExecutionProgress:
     @property
     def step_ids(self) -> list[str]:
         """The plan's steps and those that the run has added, about in the order in which they run."""
-        ids = dict.fromkeys(step.id for step in self.plan.steps)
-        final = [step.id for step in self.plan.final_steps]
-        return [*ids, *(step_id for step_id in self.steps if step_id not in ids and step_id not in final), *final]
+        ids, planned = [*self.steps], len(self.plan.steps)
+        known = planned + len(self.plan.final_steps)
+        return ids[:planned] + ids[known:] + ids[planned:known]
 
     @property
     def has_ready(self) -> bool:

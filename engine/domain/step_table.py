@@ -5,6 +5,8 @@ A row says in one line what a person would ask next: why a step was skipped, who
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from engine.domain.execution import StepStatus
@@ -29,21 +31,19 @@ MAX_TOLD_GATES: Final = 5
 _RESERVED_BYTES: Final = 100
 """For the row that says how many are left out."""
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
-_RANK: Final = {
-    StepStatus.WAITING: 0,
-    StepStatus.RUNNING: 1,
-    StepStatus.FAILED: 2,
-    StepStatus.CANCELLED: 3,
-    StepStatus.PENDING: 4,
-}
+_FIRST: Final = (
+    StepStatus.WAITING,
+    StepStatus.RUNNING,
+    StepStatus.FAILED,
+    StepStatus.CANCELLED,
+    StepStatus.PENDING,
+)
 
 
 def step_table(progress: ExecutionProgress) -> str:
     """Markdown: counts, the gates of no step, then a row a step; when they are too many, what waits and runs first."""
     states = progress.steps
-    counts: dict[StepStatus, int] = {}
-    for state in states.values():
-        counts[state.status] = counts.get(state.status, 0) + 1
+    counts = Counter([state.status for state in states.values()])
     summary = ", ".join(f"{counts[status]} {status}" for status in StepStatus if status in counts)
     status = progress.status if progress.ending is None else progress.ending.status
     title = [f"**{status}** · {len(states)} steps: {summary}"]
@@ -53,10 +53,7 @@ def step_table(progress: ExecutionProgress) -> str:
             gates[gate.record.step_id] = gate.record
         elif len(title) <= MAX_TOLD_GATES:
             title.append(f"{_cell(gate.record.question, MAX_NOTE_CHARS)} {_gate(gate.record)}")
-    shown = progress.step_ids
-    if len(shown) > MAX_ROWS:
-        shown = sorted(shown, key=lambda step_id: _RANK.get(states[step_id].status, 5))[:MAX_ROWS]
-    rows = [_row(progress, step_id, gates) for step_id in shown]
+    rows = [_row(progress, step_id, gates) for step_id in _shown(progress, counts)]
     return _table("\n\n".join(title), "| | step | agent | calls | |", 5, rows, len(states))
 
 
@@ -72,6 +69,20 @@ def plan_table(plan: ExecutionPlan) -> str:
     if plan.description:
         title += f"\n\n{_cell(plan.description, 500)}"
     return _table(title, "| | step | agent | after |", 4, rows, len(numbered))
+
+
+def _shown(progress: ExecutionProgress, counts: Mapping[StepStatus, int]) -> list[str]:
+    """The steps that have a row: it is asked for after every event, so no more steps are looked at than must be."""
+    states, step_ids = progress.steps, progress.step_ids
+    if len(step_ids) <= MAX_ROWS:
+        return step_ids
+    shown: list[str] = []
+    for status in _FIRST:
+        if status in counts:
+            of_status = (step_id for step_id in step_ids if states[step_id].status is status)
+            shown += islice(of_status, MAX_ROWS - len(shown))
+    others = (step_id for step_id in step_ids if states[step_id].status not in _FIRST)
+    return [*shown, *islice(others, MAX_ROWS - len(shown))]
 
 
 def _row(progress: ExecutionProgress, step_id: str, gates: Mapping[str, GateRecord]) -> str:
