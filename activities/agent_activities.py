@@ -65,6 +65,7 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 WRITE_PATIENCE: Final = timedelta(seconds=30)
+_NO_USAGE: Final = Usage()
 _END_MARGIN: Final = timedelta(seconds=0.5)
 _FIRST_WRITE_PAUSE: Final = 0.1
 _LONGEST_WRITE_PAUSE: Final = 3.0
@@ -102,7 +103,7 @@ class _Attempt:
         self.token = micros(info.started_time)
         self.deadline = deadline_of(info)
         self.address = call_address(call.step_id, call.item, call.n)
-        self.usage = Usage()
+        self.usage = _NO_USAGE
         self.events: list[Event] = []
         self.tool_calls: list[ToolCall] = []
         self.recalled = Recalled()
@@ -297,7 +298,8 @@ class _Attempt:
         # In order: the start of a call that was over at once is told only now, and its lines come behind it.
         told = sorted([*session.take_lines(), *record.events], key=lambda event: event.id)
         await self._publish(records, told, end)
-        return self._outcome(record).model_copy(update={"closed": end is not None})
+        outcome = self._outcome(record)
+        return outcome if end is None else outcome.model_copy(update={"closed": True})
 
     async def _store(self, records: list[StepRecord]) -> tuple[list[StepRecord], ExecutionRecord | None]:
         end = self._end(records[-1])
@@ -426,21 +428,22 @@ class _Attempt:
         )
 
     def _outcome(self, record: StepRecord) -> StepOutcome:
-        outcome = StepOutcome(
-            output=record.output or Value(),
-            started_at=record.started_at or self.started_at,
-            completed_at=record.completed_at or self.started_at,
-            token=record.token,
-        )
         # What is as by default takes no room in history.
         more = {
-            "usage": None if record.usage == Usage() else record.usage,
+            "usage": None if record.usage == _NO_USAGE else record.usage,
             "attempts": None if record.attempts == 1 else record.attempts,
             "warnings": record.warnings or None,
             "handed": record.handed,
             "decided_recorded": None if self.decided_recorded else False,
         }
-        return outcome.model_copy(update={name: value for name, value in more.items() if value is not None})
+        given: dict[str, object] = {
+            "output": record.output or Value(),
+            "started_at": record.started_at or self.started_at,
+            "completed_at": record.completed_at or self.started_at,
+            "token": record.token,
+            **{name: value for name, value in more.items() if value is not None},
+        }
+        return StepOutcome.model_validate(given)
 
     def _event(self, event_type: str, at: datetime | None = None, **data: JsonValue) -> Event:
         if self.call.item is not None:

@@ -228,17 +228,18 @@ def _is_plain(value: object) -> bool:
             return False
         if kinds.isdisjoint(_CONTAINERS):
             return True
-        mappings = cast("list[dict[object, object]]", [item for item in level if type(item) is dict])
-        lists = cast("list[list[object]]", [item for item in level if type(item) is list])
-        if not set(map(type, chain.from_iterable(mappings))) <= _KEY_TYPES:
-            return False
-        seen += sum(map(len, mappings)) + sum(map(len, lists))
+        below: list[object] = []
+        if dict in kinds:
+            for mapping in cast("list[dict[object, object]]", [item for item in level if type(item) is dict]):
+                if not set(map(type, mapping)) <= _KEY_TYPES:
+                    return False
+                below += mapping.values()
+        if list in kinds:
+            below += chain.from_iterable(cast("list[list[object]]", [item for item in level if type(item) is list]))
+        seen += len(below)
         if seen > MAX_VALUES:
             return False
-        level = [
-            *chain.from_iterable(mapping.values() for mapping in mappings),
-            *chain.from_iterable(lists),
-        ]
+        level = below
     return False
 
 

@@ -77,19 +77,6 @@ class Calls:
         recall = self._recall(step, values)
         operands = locate_operands(tuple(path for path in foreign if path.root != "output"), values)
         agent_id = state.agent_id or ""
-        call = AgentCallInput(
-            execution_id=facts.execution_id,
-            definition_id=self._plan.definition_id,
-            version=self._plan.version,
-            step_id=step.id,
-            step_name=step.name,
-            n=state.n,
-            agent=self._plan.agents[agent_id],
-            input=resolved,
-            maximum_attempts=step.retry.maximum_attempts,
-            run_started_at=facts.owned_since(now),
-            execution_started_at=facts.started_at,
-        )
         # What is left out takes no room in history.
         more = {
             "output_mapping": step.output_mapping,
@@ -110,8 +97,23 @@ class Calls:
             "recall": recall,
             "remember_now": self._recalls,
         }
-        given = {name: value for name, value in more.items() if value}
-        return call.model_copy(update=given if unit.item is None else {**given, "item": unit.item})
+        given: dict[str, object] = {
+            "execution_id": facts.execution_id,
+            "definition_id": self._plan.definition_id,
+            "version": self._plan.version,
+            "step_id": step.id,
+            "step_name": step.name,
+            "n": state.n,
+            "agent": self._plan.agents[agent_id],
+            "input": resolved,
+            "maximum_attempts": step.retry.maximum_attempts,
+            "run_started_at": facts.owned_since(now),
+            "execution_started_at": facts.started_at,
+            **{name: value for name, value in more.items() if value},
+        }
+        if unit.item is not None:
+            given["item"] = unit.item
+        return AgentCallInput.model_validate(given)
 
     def invoke(
         self,
@@ -141,7 +143,7 @@ class Calls:
             summary=summary,
             step=step,
             maximum_attempts=maximum_attempts,
-            call=call.model_copy(update={"decided": decided, "closing": closing}),
+            call=_with_end(call, decided, closing),
         )
 
     def resolve(self, unit: Unit, mapping: JsonValue) -> CallInput:
@@ -168,6 +170,12 @@ class Calls:
             output = None if step.output_mapping is None else compile_template(step.output_mapping)
             templates = self._templates[step.id] = (compile_template(step.input_mapping), output)
         return templates
+
+
+def _with_end(call: AgentCallInput, decided: list[StepRecord], closing: ClosingCall | None) -> AgentCallInput:
+    more = {"decided": decided, "closing": closing}
+    given = {name: value for name, value in more.items() if value}
+    return call.model_copy(update=given) if given else call
 
 
 def _delays(step: PlanStep) -> RetryDelays:
