@@ -38,7 +38,7 @@ from engine.domain.execution import (
     Value,
     micros,
 )
-from engine.domain.expressions import MissingPathError, json_size, parse_path
+from engine.domain.expressions import Missing, MissingPathError, json_size, parse_path
 from engine.domain.ids import call_address, idempotency_key
 from engine.domain.live import live_execution, live_step
 from engine.domain.messages import (
@@ -52,7 +52,6 @@ from engine.domain.operands import declare, missing_path
 from engine.errors import ErrorCode, LimitExceededError, StoreError
 
 if TYPE_CHECKING:
-    from engine.domain.expressions import Missing
     from engine.domain.json import JsonValue
     from engine.ports.agent_invoker import AgentInvoker
     from engine.ports.artifact_store import ArtifactStore
