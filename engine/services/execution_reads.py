@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from engine.domain.execution import ExecutionRecord, ExecutionStatus, LiveState, StepRecord
+from engine.domain.execution import ExecutionRecord, LiveState, StepRecord
 from engine.errors import ExecutionNotFoundError, InvalidInputError, RuntimeUnavailableError, StoreError
 from engine.outages import OutageLog
-from engine.services.repair import standing_steps
+from engine.services.repair import handoffs_of, standing_steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -157,7 +157,7 @@ class ExecutionReads:
         steps = steps or await self._executions.list_steps(execution_id, with_items=False)
         if not _tell_all(record, steps):
             steps = await self._executions.list_steps(execution_id)
-        return ExecutionResult(record, standing_steps(steps), _handoffs(record, steps))
+        return ExecutionResult(record, standing_steps(steps), handoffs_of(record, steps))
 
     async def live_states(self, execution_ids: list[str]) -> dict[str, LiveState]:
         """Return what live state has of these; nothing of it when the store is down."""
@@ -265,9 +265,10 @@ def _is_whole(live: LiveState) -> bool:
 
 
 def _tell_all(record: ExecutionRecord, steps: list[StepRecord]) -> bool:
-    """Whether a result needs no records of items: each step has come to its end, and no item handed over."""
+    """Whether a result needs no records of items: they handed nothing over, and every step tells its own end."""
+    ended = {step.step_id for step in steps if step.status.is_terminal}
     handoffs = record.handoffs_taken + record.handoffs_refused
-    return record.status is ExecutionStatus.COMPLETED and len(_handoffs(record, steps)) == handoffs
+    return ended.issuperset(record.step_ids) and len(handoffs_of(record, steps)) == handoffs
 
 
 def _floor(from_event: str | None) -> str:
@@ -278,9 +279,3 @@ def _floor(from_event: str | None) -> str:
     if not millis.isdecimal():
         raise InvalidInputError("from_event must be the id of an event", {"path": "from_event"})
     return f"{int(millis) - int(_OVERLAP.total_seconds() * 1000):013d}"
-
-
-def _handoffs(record: ExecutionRecord, steps: list[StepRecord]) -> list[Event]:
-    told = [*record.events, *(event for step in steps for event in step.events)]
-    events = {event.id: event for event in told if event.type.startswith("handoff.")}
-    return sorted(events.values(), key=lambda event: event.id)

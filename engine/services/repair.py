@@ -43,6 +43,7 @@ __all__ = [
     "Repair",
     "contradicted",
     "ends_otherwise",
+    "handoffs_of",
     "live_state_differs",
     "standing_steps",
 ]
@@ -91,7 +92,10 @@ class ExecutionRepairs:
         right = contradicted(record, run, self._clock())
         if right is None:
             return None
-        await self._cancel_open_steps(right)
+        steps = await self._executions.list_steps(record.execution_id)
+        taken = [event.type == "handoff.taken" for event in handoffs_of(record, steps)]
+        right = right.model_copy(update={"handoffs_taken": taken.count(True), "handoffs_refused": taken.count(False)})
+        await self._cancel_open_steps(right, steps)
         await self._close_open_gates(record, right.completed_at or self._clock())
         if not await self._executions.repair_execution(right, expected=record.status):
             return None
@@ -130,10 +134,9 @@ class ExecutionRepairs:
             self._outages.worked()
         return live
 
-    async def _cancel_open_steps(self, closed: ExecutionRecord) -> None:
+    async def _cancel_open_steps(self, closed: ExecutionRecord, records: list[StepRecord]) -> None:
         """No code ran to say how these ended; nothing of them runs any more."""
         at = closed.completed_at or self._clock()
-        records = await self._executions.list_steps(closed.execution_id)
         # They come by token, so the last one of a step, or of an item of it, stands.
         steps = {(step.step_id, step.item): step for step in records}
         ended = [
@@ -276,6 +279,13 @@ def _closed(
             "events": [*(event for event in record.events if event.type not in _END_EVENTS), end],
         }
     )
+
+
+def handoffs_of(record: ExecutionRecord, steps: list[StepRecord]) -> list[Event]:
+    """``handoff.taken`` and ``handoff.refused`` of an execution, in order."""
+    told = [*record.events, *(event for step in steps for event in step.events)]
+    events = {event.id: event for event in told if event.type.startswith("handoff.")}
+    return sorted(events.values(), key=lambda event: event.id)
 
 
 def _of_items(record: StepRecord) -> StepRecord:

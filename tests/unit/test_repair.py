@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -11,15 +11,18 @@ from engine.adapters.sqlite.database import SqliteDatabase
 from engine.adapters.sqlite.execution_store import SqliteExecutionStore
 from engine.adapters.sqlite.schema import LIVE_STATE
 from engine.adapters.sqlite.state_store import SqliteStateStore
-from engine.domain.execution import ExecutionStatus, StepStatus, micros
+from engine.domain.execution import Event, ExecutionStatus, StepRecord, StepStatus, micros
 from engine.ports.execution_runtime import RunDescription
 from engine.ports.execution_store import GateFilter
+from engine.services.execution_reads import ExecutionReads
 from engine.services.repair import GATES_AT_ONCE, ExecutionRepairs
 from tests.contract.samples import NOW, execution, gate, seconds, step, transition
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
+
+    from engine.ports.execution_runtime import ExecutionRuntime
 
 RUN_1 = NOW + seconds(1)
 CLOSED_AT = NOW + seconds(60)
@@ -87,3 +90,56 @@ async def test_a_run_that_waits_is_left_alone(
     assert await repairs.repair(record, run("running")) is None
     assert await store.get_execution("flow-1") == record
     assert await store.get_gate("flow-1", "g") == gate("g", opened_at=NOW)
+
+
+class NotingStore(SqliteExecutionStore):
+    """A store that keeps whether the records of items were asked for."""
+
+    def __init__(self, database: SqliteDatabase, codec: Codec) -> None:
+        super().__init__(database, codec)
+        self.asked: list[bool] = []
+
+    async def list_steps(self, execution_id: str, *, with_items: bool = True) -> list[StepRecord]:
+        self.asked.append(with_items)
+        return await super().list_steps(execution_id, with_items=with_items)
+
+
+HANDED = Event.at_instant("handoff.taken", NOW, "many[1].1", "many")
+
+
+@pytest.mark.parametrize(
+    ("handed", "has_whole", "asked"),
+    [(0, True, [False]), (1, True, [False, True]), (0, False, [False, True])],
+    ids=["", "an item handed over", "the step tells no end"],
+)
+async def test_a_result_reads_items_when_it_must(
+    tmp_path: Path, repairs: ExecutionRepairs, handed: int, has_whole: bool, asked: list[bool]
+) -> None:
+    database = SqliteDatabase(tmp_path / "baton.db")
+    store = NotingStore(database, Codec())
+    over = execution(
+        status=ExecutionStatus.COMPLETED, run_id="run-1", step_ids=["many"], handoffs_taken=handed, completed_at=NOW
+    )
+    items = [step("many", 10 + item, item=item, events=[HANDED] if item == 1 and handed else []) for item in range(3)]
+    await store.finalize_execution(over, [*items, *([step("many", 20)] if has_whole else [])])
+    live = repairs._state  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its fixture has made it
+    reads = ExecutionReads(store, live, cast("ExecutionRuntime", None), repairs)
+    result = await reads.read_result("flow-1", seconds(0))
+    assert (store.asked, result.handoffs) == (asked, [HANDED][:handed])
+    assert [*result.steps] == ["many"]
+    assert result.steps["many"].status is (StepStatus.COMPLETED if has_whole else StepStatus.RUNNING)
+    await database.aclose()
+
+
+async def test_a_repaired_record_counts_the_handoffs_of_its_steps_and_items(
+    store: SqliteExecutionStore, repairs: ExecutionRepairs
+) -> None:
+    await begin(store, ExecutionStatus.RUNNING)
+    refused = Event.at_instant("handoff.refused", NOW, "last.1", "last")
+    await store.record_steps([step("many", 30, item=1, events=[HANDED]), step("last", 40, events=[refused])], RUN_1)
+    record = await store.get_execution("flow-1")
+    assert record is not None
+    repaired = await repairs.repair(record, run("completed"))
+    assert repaired is not None
+    assert (repaired.handoffs_taken, repaired.handoffs_refused) == (1, 1)
+    assert await store.get_execution("flow-1") == repaired
