@@ -125,6 +125,8 @@ class Calls:
     ) -> InvokeAgent:
         """Make the action for a call; ``decided`` are records that travel with it."""
         step, state = unit.step, unit.state
+        if decided or closing is not None:
+            call = call.model_copy(update={"decided": decided, "closing": closing})
         address = call_address(step.id, unit.item, call.n)
         summary = step.name if unit.item is None else f"{step.name} [{unit.item}]"
         if state.choice >= len(step.agents):
@@ -143,7 +145,7 @@ class Calls:
             summary=summary,
             step=step,
             maximum_attempts=maximum_attempts,
-            call=_with_end(call, decided, closing),
+            call=call,
         )
 
     def resolve(self, unit: Unit, mapping: JsonValue) -> CallInput:
@@ -170,12 +172,6 @@ class Calls:
             output = None if step.output_mapping is None else compile_template(step.output_mapping)
             templates = self._templates[step.id] = (compile_template(step.input_mapping), output)
         return templates
-
-
-def _with_end(call: AgentCallInput, decided: list[StepRecord], closing: ClosingCall | None) -> AgentCallInput:
-    more = {"decided": decided, "closing": closing}
-    given = {name: value for name, value in more.items() if value}
-    return call.model_copy(update=given) if given else call
 
 
 def _delays(step: PlanStep) -> RetryDelays:

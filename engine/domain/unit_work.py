@@ -248,7 +248,7 @@ class UnitWork:
         repeats = failure.kind == "unasked" or (failure.kind == "lost" and not unit.step.at_most_once)
         if repeats and state.resumes < MAX_RESUMES:
             state.resumes += 1
-            again = sent.model_copy(update={"resumed": True, "decided": []})
+            again = sent.model_copy(update={"resumed": True, "decided": [], "closing": None})
             self.resumed.append(self._scheduled(unit, again, 1))
             return
         state.attempts += failure.attempts

@@ -407,6 +407,19 @@ def test_only_the_last_call_takes_the_end_with_it() -> None:
     assert progress.recorded_output == Value.of({"n": 2})
 
 
+def test_a_last_call_that_is_made_again_takes_the_end_with_it_only_if_it_still_may() -> None:
+    progress = progress_of([{"id": "a", "agent_id": "agent-a"}])
+    (action,) = progress.next_actions(NOW)
+    assert action.call.closing is not None
+    again = fail(progress, action, "lost")
+    assert again is not None
+    assert again.call.closing is not None
+    progress.operators.pause("ann", None, NOW)
+    again = fail(progress, again, "lost")
+    assert again is not None
+    assert again.call.closing is None
+
+
 @pytest.mark.parametrize(
     ("steps", "fields"),
     [
