@@ -143,7 +143,8 @@ class EngineSession:
 
             stores = self.stores
             executor = ThreadPoolExecutor(WORKFLOW_TASKS, thread_name_prefix="baton-workflow")
-            stores.closing.callback(executor.shutdown)
+            # Its threads are idle by then, unless the worker has not ended: then nobody waits for them either.
+            stores.closing.callback(executor.shutdown, wait=False)
             worker = build_worker(
                 client,
                 self.settings.task_queue,

@@ -36,10 +36,15 @@ async def store(tmp_path: Path) -> AsyncGenerator[SqliteExecutionStore]:
 
 
 @pytest.fixture
-async def repairs(store: SqliteExecutionStore, tmp_path: Path) -> AsyncGenerator[ExecutionRepairs]:
+async def live(tmp_path: Path) -> AsyncGenerator[SqliteStateStore]:
     database = SqliteDatabase(tmp_path / "live.db", LIVE_STATE)
-    yield ExecutionRepairs(store, SqliteStateStore(database, Codec(), seconds(60)), lambda: CLOSED_AT)
+    yield SqliteStateStore(database, Codec(), seconds(60))
     await database.aclose()
+
+
+@pytest.fixture
+def repairs(store: SqliteExecutionStore, live: SqliteStateStore) -> ExecutionRepairs:
+    return ExecutionRepairs(store, live, lambda: CLOSED_AT)
 
 
 def run(status: str) -> RunDescription:
@@ -113,7 +118,7 @@ HANDED = Event.at_instant("handoff.taken", NOW, "many[1].1", "many")
     ids=["", "an item handed over", "the step tells no end"],
 )
 async def test_a_result_reads_items_when_it_must(
-    tmp_path: Path, repairs: ExecutionRepairs, handed: int, has_whole: bool, asked: list[bool]
+    tmp_path: Path, live: SqliteStateStore, repairs: ExecutionRepairs, handed: int, has_whole: bool, asked: list[bool]
 ) -> None:
     database = SqliteDatabase(tmp_path / "baton.db")
     store = NotingStore(database, Codec())
@@ -122,7 +127,6 @@ async def test_a_result_reads_items_when_it_must(
     )
     items = [step("many", 10 + item, item=item, events=[HANDED] if item == 1 and handed else []) for item in range(3)]
     await store.finalize_execution(over, [*items, *([step("many", 20)] if has_whole else [])])
-    live = repairs._state  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its fixture has made it
     reads = ExecutionReads(store, live, cast("ExecutionRuntime", None), repairs)
     result = await reads.read_result("flow-1", seconds(0))
     assert (store.asked, result.handoffs) == (asked, [HANDED][:handed])
