@@ -204,7 +204,11 @@ class EngineSession:
         await asyncio.wait([worker], timeout=limit)
         stopping.cancel()
         if not worker.done():
-            _logger.error("The worker has not ended within %g s and is left behind", limit)
+            _logger.error(
+                "The worker has not ended within %g s and is left behind; look for an agent that goes on when it is "
+                "cancelled, and end the process",
+                limit,
+            )
         elif (error := worker.exception()) is not None:
             _logger.error("The worker ended with an error: %s", error)
 

@@ -145,9 +145,11 @@ async def test_a_worker_that_does_not_end_is_left_behind_and_said_so(engine_conf
     async with asyncio.timeout(SECONDS):
         await engine.aclose()
     released.set()
-    assert [record.message for record in caplog.records if "left behind" in record.message] == [
-        "The worker has not ended within 1 s and is left behind"
-    ]
+    (told,) = [record.message for record in caplog.records if "left behind" in record.message]
+    assert told == (
+        "The worker has not ended within 1 s and is left behind; look for an agent that goes on when it is cancelled, "
+        "and end the process"
+    )
     assert open_under(engine_config["data_dir"]) == []
 
 
