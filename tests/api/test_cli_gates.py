@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cli_program import process, read_until, start
 from click.testing import CliRunner
-from test_cli import process, read_until, start
 
 from engine.adapters.codec import Codec
 from engine.adapters.sqlite.database import SqliteDatabase
