@@ -11,10 +11,6 @@ from cli_program import CHECKOUT, SECONDS, call, place, process, read_until, sta
 
 __all__ = ["call", "place"]
 
-
-# Whole runs on a real server
-
-
 needs_server = pytest.mark.usefixtures("server_program")
 
 
